@@ -1,0 +1,60 @@
+"""The loop around an EM step: climb until the objective stands still, and say so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Generic, NamedTuple, TypeVar
+
+__all__ = ["Ascent", "climb"]
+
+State = TypeVar("State")
+
+
+class Ascent(NamedTuple, Generic[State]):
+    """Where a climb ended.
+
+    Args:
+        state: The last state.
+        trace: The objective at every state, the last included.
+        converged: Whether the last step gained less than the tolerance.
+        message: One sentence for the user.
+    """
+
+    state: State
+    trace: tuple[float, ...]
+    converged: bool
+    message: str
+
+
+def climb(
+    step: Callable[[State], tuple[State, float]], start: State, *, tolerance: float, max_iter: int
+) -> Ascent[State]:
+    """Repeat an EM step until it gains less than `tolerance · (1 + |objective|)`.
+
+    Args:
+        step: Maps a state to the next state and the objective of the state it was given.
+        start: The first state.
+        tolerance: Relative gain below which the climb ends.
+        max_iter: Largest number of steps.
+
+    Returns:
+        The state whose objective is last in the trace.
+
+    Raises:
+        ValueError: tolerance < 0 or max_iter < 1.
+    """
+    if not tolerance >= 0:
+        raise ValueError(f"tolerance must not be negative, got {tolerance}")
+    if max_iter < 1:
+        raise ValueError(f"max_iter must be at least 1, got {max_iter}")
+    state = start
+    trace: list[float] = []
+    for _ in range(max_iter + 1):
+        following, value = step(state)
+        trace.append(value)
+        if len(trace) > 1 and trace[-1] - trace[-2] <= tolerance * (1.0 + abs(trace[-1])):
+            return Ascent(state, tuple(trace), True, f"converged after {len(trace) - 1} steps")
+        state, before = following, state
+    gain = trace[-1] - trace[-2]
+    message = f"stopped after {max_iter} steps, the last still gained {gain:.2g}; raise max_iter or tolerance"
+    return Ascent(before, tuple(trace), False, message)

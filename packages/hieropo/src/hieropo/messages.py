@@ -1,0 +1,89 @@
+"""The one step of Gaussian elimination that trees, mixtures and the logistic model share: integrate out a child.
+
+A child θ ~ N(θ_parent, Λ) whose data enter as exp(−½ θᵀGθ + Bᵀθ) leaves its parent the factor
+exp(−½ θ_pᵀWθ_p + bᵀθ_p + log_factor). Neither G nor Λ is inverted: both may be singular or zero.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+__all__ = ["Message", "absorb", "fitted_structure", "symmetric", "transposed"]
+
+
+class Message(NamedTuple):
+    """What `absorb` returns, for n children at once.
+
+    Args:
+        W: (I + GΛ)⁻¹G, shape `[n, d, d]`.
+        b: (I + GΛ)⁻¹B, shape `[n, d]`.
+        gain: C = (I + ΛG)⁻¹, shape `[n, d, d]`: E[θ | θ_p, data] = C θ_p + Σ̃B.
+        own_cov: Σ̃ = CΛ = cov[θ | θ_p, data], shape `[n, d, d]`.
+        log_factor: ½BᵀΣ̃B − ½log|I + ΛG|, shape `[n]`.
+    """
+
+    W: Float[np.ndarray, "n d d"]
+    b: Float[np.ndarray, "n d"]
+    gain: Float[np.ndarray, "n d d"]
+    own_cov: Float[np.ndarray, "n d d"]
+    log_factor: Float[np.ndarray, " n"]
+
+
+def absorb(cov: Float[np.ndarray, "#n d d"], G: Float[np.ndarray, "n d d"], B: Float[np.ndarray, "n d"]) -> Message:
+    """Integrate out n children with covariance Λ around their parent and data (G, B).
+
+    Args:
+        cov: Λ, one for all children `[1, d, d]` or one each `[n, d, d]`; positive semi-definite.
+        G: Precision of the data, shape `[n, d, d]`; positive semi-definite.
+        B: Precision-weighted data, shape `[n, d]`.
+
+    Returns:
+        The messages.
+    """
+    n, d = B.shape
+    eye = np.eye(d)
+    system = eye + G @ cov
+    solved = np.linalg.solve(system, np.concatenate([G, B[..., None], np.broadcast_to(eye, (n, d, d))], axis=-1))
+    W, b, gain = symmetric(solved[..., :d]), solved[..., d], transposed(solved[..., d + 1 :])
+    own_cov = symmetric(gain @ cov)
+    # |I + GΛ| >= 1: its eigenvalues are those of I + Λ^½ G Λ^½.
+    log_determinant = np.linalg.slogdet(system)[1]
+    quadratic = np.einsum("ni,nij,nj->n", B, own_cov, B)
+    return Message(W, b, gain, own_cov, 0.5 * (quadratic - log_determinant))
+
+
+def transposed(matrix: Float[np.ndarray, "*batch n d"]) -> Float[np.ndarray, "*batch d n"]:
+    """The transposes of a stack of matrices."""
+    return np.swapaxes(matrix, -1, -2)
+
+
+def symmetric(matrix: Float[np.ndarray, "*batch d d"]) -> Float[np.ndarray, "*batch d d"]:
+    """The symmetric part ½(A + Aᵀ)."""
+    return 0.5 * (matrix + transposed(matrix))
+
+
+def fitted_structure(scatter: Float[np.ndarray, "d d"], structure: str) -> Float[np.ndarray, "d d"]:
+    """The covariance of a given structure that maximises −log|Λ| − tr(Λ⁻¹S).
+
+    Args:
+        scatter: S, shape `[d, d]`.
+        structure: "full" keeps S, "diagonal" its diagonal, "isotropic" the mean of its diagonal.
+
+    Returns:
+        Λ, shape `[d, d]`.
+
+    Raises:
+        ValueError: An unknown structure.
+    """
+    match structure:
+        case "full":
+            return symmetric(scatter)
+        case "diagonal":
+            return np.diag(np.diag(scatter))
+        case "isotropic":
+            return np.eye(len(scatter)) * (np.trace(scatter) / len(scatter))
+        case _:
+            raise ValueError(f"structure is 'full', 'diagonal' or 'isotropic', got {structure!r}")

@@ -1,0 +1,124 @@
+"""Empirical Bayes on a tree: the covariance of every level and the noise, by exact EM."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Bool
+
+from hieropo.ascent import climb
+from hieropo.messages import fitted_structure, symmetric, transposed
+from hieropo.statistics import TaskStatistics
+from hieropo.tree import TreePrior
+from hieropo.tree_messages import TreePosterior, leaf_positions, tree_posterior
+
+__all__ = ["TreeFit", "fit_tree_hyperparameters"]
+
+
+@dataclass(frozen=True, eq=False)
+class TreeFit:
+    """A fitted tree prior.
+
+    Args:
+        prior: The prior with fitted level covariances and noise.
+        log_evidence: Exact log evidence before the first step and after every step; never decreasing.
+        converged: Whether the last step gained less than the tolerance.
+        message: One sentence for the user.
+    """
+
+    prior: TreePrior
+    log_evidence: tuple[float, ...]
+    converged: bool
+    message: str
+
+    @property
+    def n_iter(self) -> int:
+        """Number of EM steps."""
+        return len(self.log_evidence) - 1
+
+
+def fit_tree_hyperparameters(
+    stats: TaskStatistics,
+    prior: TreePrior,
+    *,
+    structure: str = "full",
+    learn_sigma: bool = True,
+    tolerance: float = 1e-8,
+    max_iter: int = 500,
+) -> TreeFit:
+    """Fit the covariance of every level, and the noise, by EM on the exact evidence.
+
+    With A_v = C_v − I and δ_v = E[θ_v] − E[θ_parent], one step sets
+    Λ_k ← mean over the nodes v of depth k of δ_vδ_vᵀ + Σ̃_v + A_v P_parent A_vᵀ and
+    σ² ← mean over the rows of (y − φᵀE[θ])² + φᵀP_taskφ.
+
+    Nodes without any row below them say nothing and are left out; a level without rows and the `node_covs` keep their
+    values. The root's mean and covariance stay as given: one tree holds one draw of the root, so they cannot be
+    learnt from it. Likewise a level with a handful of nodes is fitted, but poorly determined.
+
+    Args:
+        stats: Sufficient statistics of the tasks.
+        prior: Where to start. A covariance that starts singular stays singular in the same directions.
+        structure: "full", "diagonal" or "isotropic" level covariances.
+        learn_sigma: Whether to fit the noise too.
+        tolerance: Relative gain of the evidence below which the climb ends.
+        max_iter: Largest number of EM steps.
+
+    Returns:
+        The fitted prior with the trace of the evidence.
+
+    Raises:
+        ValueError: No rows, an unknown structure, or statistics that do not fit the tree.
+
+    Reference:
+        Dempster, Laird and Rubin (1977); the step for two levels is HierOPO's model with Σ_0 and σ unknown.
+    """
+    if stats.n == 0:
+        raise ValueError("the statistics hold no rows; there is nothing to fit the covariances to")
+    fitted_structure(np.eye(1), structure)
+    informed = _nodes_with_rows(stats, prior)
+
+    def step(current: TreePrior) -> tuple[TreePrior, float]:
+        posterior = tree_posterior(stats, current)
+        level_covs = current.level_covs.copy()
+        for depth in range(1, current.tree.height + 1):
+            nodes = current.tree.levels[depth]
+            used = np.arange(nodes.start, nodes.stop)[informed[nodes]]
+            if used.size:
+                level_covs[depth - 1] = fitted_structure(_scatter(posterior, used), structure)
+        sigma = _noise(stats, posterior) if learn_sigma else current.sigma
+        return replace(current, level_covs=level_covs, sigma=sigma), posterior.log_evidence
+
+    end = climb(step, prior, tolerance=tolerance, max_iter=max_iter)
+    return TreeFit(end.state, end.trace, end.converged, end.message)
+
+
+def _nodes_with_rows(stats: TaskStatistics, prior: TreePrior) -> Bool[np.ndarray, " nodes"]:
+    """Nodes that have rows below them and whose covariance is their level's."""
+    tree = prior.tree
+    rows = np.zeros(len(tree), dtype=np.int64)
+    rows[leaf_positions(stats, tree)] = stats.count
+    for nodes in reversed(tree.levels[1:]):
+        np.add.at(rows, tree.parent[nodes], rows[nodes])
+    informed = rows > 0
+    informed[[tree.position(label) for label in prior.node_covs]] = False
+    return informed
+
+
+def _scatter(posterior: TreePosterior, nodes: np.ndarray) -> np.ndarray:
+    """Mean of E[(θ_v − θ_parent)(θ_v − θ_parent)ᵀ | D] over some nodes."""
+    above = posterior.prior.tree.parent[nodes]
+    shift = posterior.mean[nodes] - posterior.mean[above]
+    pull = posterior.gain[nodes] - np.eye(shift.shape[1])
+    spread = posterior.own_cov[nodes] + pull @ posterior.cov[above] @ transposed(pull)
+    return symmetric((shift.T @ shift + spread.sum(axis=0)) / len(nodes))
+
+
+def _noise(stats: TaskStatistics, posterior: TreePosterior) -> float:
+    """Root of the posterior mean squared residual."""
+    leaves = leaf_positions(stats, posterior.prior.tree)
+    mean, cov = posterior.mean[leaves], posterior.cov[leaves]
+    second = cov + mean[:, :, None] * mean[:, None, :]
+    squares = stats.square.sum() - 2.0 * np.sum(mean * stats.moment) + np.sum(stats.gram * second)
+    return float(np.sqrt(max(squares, np.finfo(float).tiny) / stats.n))

@@ -1,0 +1,202 @@
+"""Exact Gaussian message passing on a tree: posterior of every node and log evidence, O(nodes d³).
+
+Upwards every node sends its parent one message (W, b), what its subtree says about the parent: the factor
+exp(−½ θᵀWθ + bᵀθ) with W = (I + GΛ)⁻¹G and b = (I + GΛ)⁻¹B, where (G, B) is the node's own data plus its children's
+messages. Downwards θ_v | θ_parent, D ~ N(C θ_parent + Σ̃B, Σ̃) with C = (I + ΛG)⁻¹ and Σ̃ = CΛ. Neither G nor Λ is ever inverted, so
+empty subtrees, fewer rows than dimensions and singular covariances need no special case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from hieropo.messages import absorb, symmetric, transposed
+from hieropo.statistics import TaskStatistics
+from hieropo.tree import Tree, TreePrior
+
+__all__ = ["TreePosterior", "tree_log_evidence", "tree_posterior"]
+
+
+@dataclass(frozen=True, eq=False)
+class TreePosterior:
+    """Posterior of every node of a tree, in the tree's order.
+
+    Args:
+        prior: The prior it came from.
+        mean: Posterior means, shape `[nodes, d]`.
+        cov: Posterior covariances, shape `[nodes, d, d]`.
+        gain: C_v of θ_v = C_v θ_parent + ..., shape `[nodes, d, d]`; zero at the root.
+        own_cov: Σ̃_v, the covariance of θ_v given its parent and the data, shape `[nodes, d, d]`.
+        log_evidence: Exact log p(rewards).
+    """
+
+    prior: TreePrior
+    mean: Float[np.ndarray, "nodes d"]
+    cov: Float[np.ndarray, "nodes d d"]
+    gain: Float[np.ndarray, "nodes d d"]
+    own_cov: Float[np.ndarray, "nodes d d"]
+    log_evidence: float
+
+    def cross_cov(self, left: Hashable, right: Hashable) -> Float[np.ndarray, "d d"]:
+        """Posterior covariance of two nodes through their lowest common ancestor a.
+
+        cov(θ_u, θ_v | D) = (C_u ⋯ C_below_a) cov(θ_a | D) (C_v ⋯ C_below_a)ᵀ.
+
+        Args:
+            left: Label of node u.
+            right: Label of node v.
+
+        Returns:
+            cov(θ_u, θ_v | D), shape `[d, d]`; of a node with itself its covariance.
+
+        Raises:
+            KeyError: The tree has no such node.
+        """
+        tree = self.prior.tree
+        up_left, up_right = tree.ancestors(tree.position(left)), tree.ancestors(tree.position(right))
+        above_right = set(up_right)
+        common = next(node for node in up_left if node in above_right)
+        chains = [self._chain(up, common) for up in (up_left, up_right)]
+        return chains[0] @ self.cov[common] @ chains[1].T
+
+    def cov_by_node(self, label: Hashable) -> dict[Hashable, Float[np.ndarray, "d d"]]:
+        """How much of a node's posterior covariance stems from itself and from each of its ancestors.
+
+        The parts K Σ̃_a Kᵀ, with K the product of the gains from the node up to below a, sum to the covariance.
+
+        Args:
+            label: The node.
+
+        Returns:
+            One covariance for the node and for each of its ancestors, the node first and the root last.
+
+        Raises:
+            KeyError: The tree has no such node.
+        """
+        tree = self.prior.tree
+        up = tree.ancestors(tree.position(label))
+        parts: dict[Hashable, Float[np.ndarray, "d d"]] = {}
+        chain = np.eye(self.prior.d)
+        for node in up:
+            parts[tree.labels[node]] = chain @ self.own_cov[node] @ chain.T
+            chain = chain @ self.gain[node]
+        return parts
+
+    def _chain(self, up: list[int], end: int) -> Float[np.ndarray, "d d"]:
+        chain = np.eye(self.prior.d)
+        for node in up[: up.index(end)]:
+            chain = chain @ self.gain[node]
+        return chain
+
+
+@dataclass(frozen=True, eq=False)
+class _Upward:
+    """What the upward pass leaves: per node G, B, gain and Σ̃; and the log evidence."""
+
+    B: Float[np.ndarray, "nodes d"]
+    gain: Float[np.ndarray, "nodes d d"]
+    own_cov: Float[np.ndarray, "nodes d d"]
+    log_evidence: float
+
+
+def tree_posterior(stats: TaskStatistics, prior: TreePrior) -> TreePosterior:
+    """Exact posterior of every node of the tree.
+
+    θ_root ~ N(μ + Σ̄(B − Gμ), Σ̄), Σ̄ = (I + Σ_q G)⁻¹ Σ_q; below, mean C m_parent + Σ̃B and covariance
+    Σ̃ + C P_parent Cᵀ.
+
+    Args:
+        stats: Sufficient statistics of tasks that are leaves of the tree; leaves without rows may be missing.
+        prior: The tree prior.
+
+    Returns:
+        Means, covariances and log evidence.
+
+    Raises:
+        ValueError: A task that is not a leaf of the tree, or features of another dimension.
+
+    Reference:
+        HierOPO names deeper hierarchies as future work (Hong et al., ICML 2023); two levels give its Section 4.
+
+    Example:
+        >>> tree = Tree.from_parents({"ann": "day", "bob": "day", "day": "all"})
+        >>> prior = TreePrior.isotropic(tree, 1, sigma_root=1.0, sigma_levels=[1.0, 1.0], sigma=1.0)
+        >>> stats = TaskStatistics.from_rows(np.ones((1, 1)), np.array([4.0]), ["ann"])
+        >>> tree_posterior(stats, prior).mean.ravel().round(6).tolist()  # all, day, ann, bob
+        [1.0, 2.0, 3.0, 2.0]
+    """
+    up = _upward(stats, prior)
+    tree = prior.tree
+    mean = np.empty_like(up.B)
+    cov = np.empty_like(up.gain)
+    mean[0] = prior.mean + up.own_cov[0] @ up.B[0]
+    cov[0] = up.own_cov[0]
+    for nodes in tree.levels[1:]:
+        above = tree.parent[nodes]
+        gain = up.gain[nodes]
+        mean[nodes] = (gain @ mean[above][..., None] + up.own_cov[nodes] @ up.B[nodes][..., None])[..., 0]
+        cov[nodes] = symmetric(up.own_cov[nodes] + gain @ cov[above] @ transposed(gain))
+    return TreePosterior(prior, mean, cov, up.gain, up.own_cov, up.log_evidence)
+
+
+def tree_log_evidence(stats: TaskStatistics, prior: TreePrior) -> float:
+    """Exact log marginal likelihood of all rewards, by the upward pass alone.
+
+    log p(Y) = −½[n log 2πσ² + σ⁻²YᵀY] + Σ_v ½[B_vᵀΣ̃_vB_v − log|I + Λ_vG_v|], the root's term with its mean taken out.
+
+    Args:
+        stats: Sufficient statistics of tasks that are leaves of the tree.
+        prior: The tree prior.
+
+    Returns:
+        log p(Y).
+
+    Raises:
+        ValueError: A task that is not a leaf of the tree, or features of another dimension.
+    """
+    return _upward(stats, prior).log_evidence
+
+
+def leaf_positions(stats: TaskStatistics, tree: Tree) -> Int[np.ndarray, " tasks"]:
+    """Positions in the tree of the tasks of the statistics.
+
+    Raises:
+        ValueError: A task that is not in the tree, or not a leaf of it.
+    """
+    try:
+        positions = np.array([tree.position(task) for task in stats.tasks.tolist()], dtype=int)
+    except KeyError as error:
+        raise ValueError(f"{error.args[0]}; every task with rows must be a leaf of the prior's tree") from None
+    inner = np.setdiff1d(positions, tree.leaf_positions)
+    if inner.size:
+        raise ValueError(f"{tree.labels[inner[0]]!r} has rows but is a group of the tree; hang a task below it")
+    return positions
+
+
+def _upward(stats: TaskStatistics, prior: TreePrior) -> _Upward:
+    tree, d = prior.tree, prior.d
+    if stats.d != d:
+        raise ValueError(f"the features have dimension {stats.d}, the prior has dimension {d}")
+    leaves = leaf_positions(stats, tree)
+    G, B = np.zeros((len(tree), d, d)), np.zeros((len(tree), d))
+    G[leaves], B[leaves] = stats.gram / prior.sigma**2, stats.moment / prior.sigma**2
+    gain, own_cov = np.zeros_like(G), np.empty_like(G)
+    log_evidence = -0.5 * (stats.n * np.log(2 * np.pi * prior.sigma**2) + stats.square.sum() / prior.sigma**2)
+    for depth in range(tree.height, 0, -1):
+        nodes = tree.levels[depth]
+        message = absorb(prior.level_cov(depth), G[nodes], B[nodes])
+        gain[nodes], own_cov[nodes] = message.gain, message.own_cov
+        log_evidence += message.log_factor.sum()
+        # Siblings are neighbours, so the sum over the children of each parent is one segmented sum.
+        above, first = np.unique(tree.parent[nodes], return_index=True)
+        G[above] += np.add.reduceat(message.W, first)
+        B[above] += np.add.reduceat(message.b, first)
+    log_evidence += prior.mean @ B[0] - 0.5 * prior.mean @ G[0] @ prior.mean
+    B[0] -= G[0] @ prior.mean
+    root = absorb(prior.root_cov[None], G[:1], B[:1])
+    own_cov[0] = root.own_cov[0]
+    return _Upward(B, gain, own_cov, float(log_evidence + root.log_factor[0]))
