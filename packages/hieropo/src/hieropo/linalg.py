@@ -1,0 +1,91 @@
+"""Small dense linear algebra that accepts singular covariances."""
+
+import numpy as np
+import numpy.typing as npt
+from jaxtyping import Float
+
+_ASYMMETRY = 1e-8  # relative; more than rounding is a mistake of the caller
+_NEGATIVE = 1e-10  # relative; eigenvalues above minus this are taken as zero
+
+
+def symmetric(matrix: Float[np.ndarray, "*batch d d"]) -> Float[np.ndarray, "*batch d d"]:
+    """The symmetric part (A + Aᵀ) / 2.
+
+    Args:
+        matrix: One or many square matrices.
+
+    Returns:
+        Matrices that are symmetric to the last bit.
+    """
+    return 0.5 * (matrix + np.swapaxes(matrix, -1, -2))
+
+
+def as_covariance(matrix: npt.ArrayLike, d: int, name: str) -> Float[np.ndarray, "{d} {d}"]:
+    """A finite, symmetric, positive semi-definite matrix; singular ones, zero included, are allowed.
+
+    Args:
+        matrix: Shape [d, d].
+        d: Its size.
+        name: Its name, for the message.
+
+    Returns:
+        The symmetrised matrix.
+
+    Raises:
+        ValueError: If it is not such a matrix.
+    """
+    array = np.asarray(matrix, dtype=np.float64)
+    if array.shape != (d, d):
+        raise ValueError(f"{name} has shape {array.shape}; it must be {(d, d)}")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} holds a number that is not finite; give a finite covariance")
+    scale = float(np.abs(array).max(initial=0.0))
+    if np.abs(array - array.T).max(initial=0.0) > _ASYMMETRY * scale:
+        raise ValueError(f"{name} is not symmetric; pass (A + A.T) / 2 if the difference is rounding")
+    array = symmetric(array)
+    lowest = float(np.linalg.eigvalsh(array)[0])
+    if lowest < -_NEGATIVE * scale:
+        raise ValueError(f"{name} is not positive semi-definite: its smallest eigenvalue is {lowest:.3g}")
+    return array
+
+
+def psd_factor(cov: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "d d"]:
+    """A square root L of a positive semi-definite matrix, L Lᵀ = cov, singular or not.
+
+    Args:
+        cov: Positive semi-definite up to rounding.
+
+    Returns:
+        L = Q diag(√λ), negative rounding of λ set to zero.
+    """
+    values, vectors = np.linalg.eigh(cov)
+    return vectors * np.sqrt(np.maximum(values, 0.0))
+
+
+def inverse_if_regular(cov: Float[np.ndarray, "d d"], max_condition: float = 1e6) -> Float[np.ndarray, "d d"] | None:
+    """The inverse of a covariance, or None where it is singular or too ill-conditioned to be inverted safely.
+
+    Args:
+        cov: Positive semi-definite.
+        max_condition: Largest ratio of eigenvalues that is still inverted.
+
+    Returns:
+        The symmetric inverse, or None.
+    """
+    values, vectors = np.linalg.eigh(cov)
+    if values[-1] <= 0 or values[0] * max_condition < values[-1]:
+        return None
+    return symmetric((vectors / values) @ vectors.T)
+
+
+def sum_products(a: Float[np.ndarray, "m d k"], b: Float[np.ndarray, "m d k"]) -> Float[np.ndarray, "d d"]:
+    """Σ_s a_s b_sᵀ as one matrix product.
+
+    Args:
+        a: Matrices [m, d, k].
+        b: Matrices [m, d, k].
+
+    Returns:
+        The sum [d, d].
+    """
+    return np.tensordot(a, b, axes=((0, 2), (0, 2)))
