@@ -1,0 +1,216 @@
+"""The verbs of the ``repertory`` command."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import RenderableType
+from rich.text import Text
+
+from common_core._command import FELL_SHORT, INTERRUPTED, OK, Answer
+from common_core.claims._claim import ClaimError
+from common_core.claims._compare import Comparison, compare
+from common_core.claims._discovery import discover, select
+from common_core.claims._report import write_report
+from common_core.claims._results import Results, result_of
+from common_core.claims._runner import Settings, run_claims
+from common_core.console import STYLES, Board, duration, progress, table
+from common_core.engine import TaskResult
+from common_core.records import environment, to_jsonable
+
+Scale = Literal["quick", "full", "gpu"]
+Selectors = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[SELECTOR ...]")]
+Folder = Annotated[str, tyro.conf.Positional]
+
+
+def list_verb(selectors: Selectors = (), /) -> Answer:
+    """List the claims that are installed.
+
+    Args:
+        selectors: Packages, claim ids or patterns; all by default.
+    """
+    chosen = select(discover(), selectors)
+    rows = [(key, ", ".join(item.claim.scales), item.claim.statement) for key, item in chosen.items()]
+    data = [
+        {"id": key, "statement": i.claim.statement, "source": i.claim.source, "scales": list(i.claim.scales)}
+        for key, i in chosen.items()
+    ]
+    return Answer({"claims": data}, table(["claim", "scales", "statement"], rows))
+
+
+def run_command(
+    selectors: Selectors = (),
+    /,
+    scale: Scale | None = None,
+    seed: int | None = None,
+    device: str | None = None,
+    engine: Literal["local", "ray"] = "local",
+    address: str | None = None,
+    jobs: int | None = None,
+    timeout: float | None = None,
+    out: str | None = None,
+    resume: str | None = None,
+) -> Answer:
+    """Run claims; show the verdicts; write results.json and report.html.
+
+    Ends with status 1 when a claim falls short or could not run. Ctrl-C keeps what is done; go on with --resume.
+
+    Args:
+        selectors: Packages, claim ids or patterns; all by default.
+        scale: How large: quick (seconds, the default), full (minutes) or gpu.
+        seed: The claims' seed, 0 by default.
+        device: Device string; by default cpu, and cuda for the scale gpu.
+        engine: Local processes, or Ray.
+        address: An existing Ray cluster, as ray.init takes it; needs --engine ray.
+        jobs: Processes at a time; by default the number of cores.
+        timeout: Seconds a claim may take; by default 300 (quick), 3600 (full), 1800 (gpu).
+        out: Folder for results and report; by default a new one in repertory-results.
+        resume: Folder of an interrupted run to go on with, with the settings it was started with.
+    """
+    return run_verb(
+        selectors, scale=scale, seed=seed, device=device, engine=engine, address=address, jobs=jobs, timeout=timeout,
+        out=out, resume=resume,
+    )  # fmt: skip
+
+
+def run_verb(
+    selectors: Sequence[str],
+    *,
+    scale: str | None = None,
+    seed: int | None = None,
+    device: str | None = None,
+    engine: Literal["local", "ray"] = "local",
+    address: str | None = None,
+    jobs: int | None = None,
+    timeout: float | None = None,
+    out: str | None = None,
+    resume: str | None = None,
+) -> Answer:
+    """Run the selected claims as :func:`run_command` documents."""
+    if resume is not None:
+        if selectors or any(value is not None for value in (scale, seed, device, out)):
+            raise ClaimError(
+                "--resume goes on with the settings of that run: give no selector, scale, seed, device or out"
+            )
+        settings, folder = Settings.load(resume), Path(resume)
+    else:
+        scale = scale or "quick"
+        device = device or ("cuda" if scale == "gpu" else "cpu")
+        settings = Settings(tuple(selectors), scale, seed or 0, device)
+        folder = _new_folder() if out is None else Path(out)
+        if (folder / "run.json").exists():
+            raise ClaimError(f"{folder} holds a run already: go on with it by --resume {folder}, or give another --out")
+    chosen = select(discover(), settings.selectors)
+
+    def verdict(result: TaskResult) -> tuple[str, str]:
+        word = result_of(chosen[result.key].claim, result).verdict
+        return word, STYLES[word]
+
+    with Board(list(chosen), verdict) as board:
+        results = run_claims(
+            chosen, settings, folder, jobs=jobs, engine=engine, address=address, timeout=timeout, watch=board
+        )  # fmt: skip
+    report = write_report(results, folder)
+    if results.interrupted:
+        progress().print(Text(f"interrupted; go on with: repertory run --resume {folder}"), soft_wrap=True)
+    status = INTERRUPTED if results.interrupted else OK if results.ok else FELL_SHORT
+    return Answer({"folder": str(folder), **results.to_json()}, _summary(results, report), status)
+
+
+def _new_folder() -> Path:
+    base = Path("repertory-results") / datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
+    folder, number = base, 1
+    while folder.exists():
+        number += 1
+        folder = base.with_name(f"{base.name}-{number}")
+    return folder
+
+
+def _summary(results: Results, report: Path) -> list[RenderableType]:
+    rows = []
+    for result in results.claims:
+        ours = result.headline or result.reason
+        rows.append(
+            [result.id, Text(result.verdict, STYLES[result.verdict]), ours, result.paper, duration(result.wall_s)]
+        )
+    shown: list[RenderableType] = [table(["claim", "verdict", "our figure", "the paper", "time"], rows), ""]
+    shown += [
+        Text(f"{result.id} falls short: {result.explanation}", STYLES[result.verdict])
+        for result in results.claims
+        if result.verdict == "falls short"
+    ]
+    counts = ", ".join(f"{number} {verdict}" for verdict, number in results.counts.items() if number)
+    return [*shown, f"{counts}. Report: {report}"]
+
+
+def report_verb(folder: Folder, /) -> Answer:
+    """Write report.html again from a run's results.json.
+
+    Args:
+        folder: The run's folder.
+    """
+    path = write_report(Results.load(folder), folder)
+    return Answer({"report": str(path)}, f"Report: {path}")
+
+
+def compare_verb(before: Folder, after: Folder, /) -> Answer:
+    """Show which verdicts and figures moved between two runs.
+
+    Ends with status 1 when a claim that held no longer does.
+
+    Args:
+        before: Folder or results.json of the earlier run.
+        after: Folder or results.json of the later run.
+    """
+    found = compare(Results.load(before), Results.load(after))
+    data = {
+        "settings": list(found.settings),
+        "verdicts": {key: {"before": a, "after": b} for key, (a, b) in found.verdicts.items()},
+        "moves": [
+            {"claim": m.claim, "metric": m.metric, "before": m.before, "after": m.after, "moved": m.moved}
+            for m in found.moves
+        ],
+        "worse": list(found.worse),
+    }
+    return Answer(data, _moves(found), FELL_SHORT if found.worse else OK)
+
+
+def _moves(found: Comparison) -> list[RenderableType]:
+    shown: list[RenderableType] = []
+    if found.settings:
+        shown.append(Text(f"The runs differ in {', '.join(found.settings)}: figures are not like for like.", "yellow"))
+    changed = [(key, a or "absent", b or "absent") for key, (a, b) in found.verdicts.items() if a != b]
+    if changed:
+        shown += [table(["claim", "verdict before", "verdict after"], changed), ""]
+    moved = [
+        (
+            m.claim,
+            m.metric,
+            "absent" if m.before is None else str(m.before),
+            "absent" if m.after is None else str(m.after),
+        )
+        for m in found.moves
+        if m.moved
+    ]
+    if moved:
+        shown += [table(["claim", "figure", "before", "after"], moved), ""]
+    same = len(found.moves) - len(moved)
+    shown.append(
+        f"{len(changed)} of {len(found.verdicts)} verdicts changed; {len(moved)} figures moved, {same} did not "
+        "(figures with intervals move when the intervals are disjoint)."
+    )
+    return shown
+
+
+def env_verb(device: str = "cpu") -> Answer:
+    """Show what figures measured here depend on: versions, device, commit.
+
+    Args:
+        device: Device string, such as cpu or cuda.
+    """
+    data = to_jsonable(environment(device))
+    versions = data.pop("versions")
+    rows = [(name, "–" if value is None else str(value)) for name, value in {**data, **versions}.items()]
+    return Answer({**data, "versions": versions}, table(["", ""], rows))
