@@ -227,7 +227,8 @@ def test_interruption_keeps_what_is_done_and_leaves_no_process(tmp_path):
         tasks = [Task("quick", jobs.square, {"x": 3}), Task("slow", jobs.sleep_with_a_grandchild, {"path": "pid"}),
                  Task("later", jobs.square, {"x": 4})]
         try:
-            run(tasks, jobs=1, store=store, watch=lambda e: print(e.key, e.kind, e.result and e.result.status, flush=True))
+            show = lambda e: print(e.key, e.kind, e.result and e.result.status, flush=True)
+            run(tasks, jobs=1, store=store, watch=show)
         except KeyboardInterrupt:
             sys.exit(42)
         """)

@@ -49,7 +49,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         write_json_atomic(path, {"version": "new"})
     assert json.loads(path.read_text()) == {"version": "old"}
-    assert os.listdir(tmp_path) == ["file.json"]
+    assert [item.name for item in tmp_path.iterdir()] == ["file.json"]
 
 
 def test_files_get_the_permissions_that_open_would_give(tmp_path):

@@ -1,7 +1,6 @@
 """The ``repertory`` command, and how a package makes its own command like it."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
 
 from common_core._command import FELL_SHORT as FELL_SHORT
 from common_core._command import INTERRUPTED as INTERRUPTED
@@ -28,25 +27,25 @@ def package_app(
     Returns:
         The exit status.
     """
-    from common_core.claims._verbs import run_verb
+    from common_core.claims import _verbs
 
     def claims(
-        scale: Literal["quick", "full", "gpu"] | None = None,
-        seed: int | None = None,
-        device: str | None = None,
-        jobs: int | None = None,
-        out: str | None = None,
+        scale: _verbs.Scale = "quick",
+        seed: int = 0,
+        device: str = "auto",
+        jobs: _verbs.Jobs = None,
+        out: _verbs.Out = None,
     ) -> Answer:
         """Run the package's claims and write a report.
 
         Args:
-            scale: How large: quick (seconds), full (minutes) or gpu.
+            scale: How large: seconds, minutes, or what needs a GPU.
             seed: The claims' seed.
-            device: Device string, such as cpu or cuda.
-            jobs: Processes at a time; by default the number of cores.
-            out: Folder for results and report; by default a new one in repertory-results.
+            device: Device string, such as cpu or cuda; auto is cuda for the scale gpu and else cpu.
+            jobs: Processes at a time.
+            out: Folder for results and report.
         """
-        return run_verb([package], scale=scale, seed=seed, device=device, jobs=jobs, out=out)
+        return _verbs.run_verb([package], scale=scale, seed=seed, device=device, jobs=jobs, out=out)
 
     return run_app(package, {**verbs, "claims": claims}, description, arguments)
 

@@ -1,6 +1,7 @@
 """Records of a measurement and files that are written whole or not at all."""
 
 import importlib.metadata
+import importlib.util
 import json
 import math
 import os
@@ -149,6 +150,9 @@ def environment(device: str = "cpu") -> dict[str, Any]:
     """
     from common_core.devices import describe
 
+    # An accelerator is described by a framework: the first one installed, imported if need be.
+    installed = [name for name in ("torch", "jax") if importlib.util.find_spec(name)]
+    framework: Any = installed[0] if installed and device != "cpu" else None
     versions = {}
     for distribution in importlib.metadata.distributions():
         name = distribution.metadata["Name"]
@@ -159,7 +163,7 @@ def environment(device: str = "cpu") -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": f"{sys.platform}-{platform.machine()}",
         "cores": os.cpu_count(),
-        "device": describe(device),
+        "device": str(describe(device, framework)),
         "commit": _commit(),
         "versions": dict(sorted(versions.items())),
     }

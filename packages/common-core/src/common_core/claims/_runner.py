@@ -12,7 +12,7 @@ from common_core.claims._discovery import Found
 from common_core.claims._execute import execute_claim
 from common_core.claims._results import ClaimResult, Results, result_of
 from common_core.engine import Event, ResultStore, Task, TaskResult, run
-from common_core.records import environment, read_json, write_json_atomic
+from common_core.records import environment, read_json, to_jsonable, write_json_atomic
 
 RUN_SCHEMA = "repertory.run/1"
 _LIMITS = {"quick": 300.0, "full": 3600.0, "gpu": 1800.0}
@@ -83,9 +83,14 @@ def run_claims(
 
     Returns:
         The results; after Ctrl-C those so far, with ``interrupted`` set.
+
+    Raises:
+        ValueError: The device cannot be found here; nothing has been run then.
     """
     folder = Path(folder)
     started = datetime.now(UTC).isoformat(timespec="seconds")
+    # On a cluster the device is a worker's, which this process may not see.
+    where = environment(settings.device if engine == "local" else "cpu")
     settings.save(folder)
     tasks = [_task(item, settings, timeout) for item in chosen.values()]
     ended: dict[str, TaskResult] = {}
@@ -102,7 +107,7 @@ def run_claims(
     except KeyboardInterrupt:
         interrupted = True
     verdicts = tuple(_verdict(item, ended) for item in chosen.values())
-    results = Results(asdict(settings), environment(settings.device), verdicts, started, interrupted)
+    results = Results(to_jsonable(asdict(settings)), where, verdicts, started, interrupted)
     results.save(folder)
     return results
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import RenderableType
@@ -22,7 +22,19 @@ from common_core.records import environment, to_jsonable
 
 Scale = Literal["quick", "full", "gpu"]
 Selectors = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[SELECTOR ...]")]
-Folder = Annotated[str, tyro.conf.Positional]
+Folder = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
+
+
+def _optional(metavar: str, absent: str) -> Any:
+    """How an option that may be left out is shown in the help."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {absent})")
+
+
+Jobs = Annotated[int | None, _optional("INT", "the number of cores")]
+Timeout = Annotated[float | None, _optional("SECONDS", "300 for quick, 3600 for full, 1800 for gpu")]
+Out = Annotated[str | None, _optional("DIR", "a new folder in repertory-results")]
+Resume = Annotated[str | None, _optional("DIR", "a new run")]
+Address = Annotated[str | None, _optional("ADDRESS", "a Ray of its own on this machine")]
 
 
 def list_verb(selectors: Selectors = (), /) -> Answer:
@@ -43,15 +55,15 @@ def list_verb(selectors: Selectors = (), /) -> Answer:
 def run_command(
     selectors: Selectors = (),
     /,
-    scale: Scale | None = None,
-    seed: int | None = None,
-    device: str | None = None,
+    scale: Scale = "quick",
+    seed: int = 0,
+    device: str = "auto",
     engine: Literal["local", "ray"] = "local",
-    address: str | None = None,
-    jobs: int | None = None,
-    timeout: float | None = None,
-    out: str | None = None,
-    resume: str | None = None,
+    address: Address = None,
+    jobs: Jobs = None,
+    timeout: Timeout = None,
+    out: Out = None,
+    resume: Resume = None,
 ) -> Answer:
     """Run claims; show the verdicts; write results.json and report.html.
 
@@ -59,14 +71,14 @@ def run_command(
 
     Args:
         selectors: Packages, claim ids or patterns; all by default.
-        scale: How large: quick (seconds, the default), full (minutes) or gpu.
-        seed: The claims' seed, 0 by default.
-        device: Device string; by default cpu, and cuda for the scale gpu.
+        scale: How large: seconds, minutes, or what needs a GPU.
+        seed: The claims' seed.
+        device: Device string, such as cpu or cuda; auto is cuda for the scale gpu and else cpu.
         engine: Local processes, or Ray.
         address: An existing Ray cluster, as ray.init takes it; needs --engine ray.
-        jobs: Processes at a time; by default the number of cores.
-        timeout: Seconds a claim may take; by default 300 (quick), 3600 (full), 1800 (gpu).
-        out: Folder for results and report; by default a new one in repertory-results.
+        jobs: Processes at a time.
+        timeout: How long a claim may take.
+        out: Folder for results and report.
         resume: Folder of an interrupted run to go on with, with the settings it was started with.
     """
     return run_verb(
@@ -78,9 +90,9 @@ def run_command(
 def run_verb(
     selectors: Sequence[str],
     *,
-    scale: str | None = None,
-    seed: int | None = None,
-    device: str | None = None,
+    scale: str = "quick",
+    seed: int = 0,
+    device: str = "auto",
     engine: Literal["local", "ray"] = "local",
     address: str | None = None,
     jobs: int | None = None,
@@ -90,15 +102,15 @@ def run_verb(
 ) -> Answer:
     """Run the selected claims as :func:`run_command` documents."""
     if resume is not None:
-        if selectors or any(value is not None for value in (scale, seed, device, out)):
+        if selectors or (scale, seed, device, out) != ("quick", 0, "auto", None):
             raise ClaimError(
                 "--resume goes on with the settings of that run: give no selector, scale, seed, device or out"
             )
         settings, folder = Settings.load(resume), Path(resume)
     else:
-        scale = scale or "quick"
-        device = device or ("cuda" if scale == "gpu" else "cpu")
-        settings = Settings(tuple(selectors), scale, seed or 0, device)
+        if device == "auto":
+            device = "cuda" if scale == "gpu" else "cpu"
+        settings = Settings(tuple(selectors), scale, seed, device)
         folder = _new_folder() if out is None else Path(out)
         if (folder / "run.json").exists():
             raise ClaimError(f"{folder} holds a run already: go on with it by --resume {folder}, or give another --out")
