@@ -19,8 +19,9 @@ except ImportError as error:
         "plotting needs matplotlib, which is not installed: pip install 'repertory-common-core[plot]'"
     ) from error
 
-COLORS: tuple[str, ...] = ("#0077BB", "#D55E00", "#009070", "#B5489A", "#8A7400", "#767676")
-"""Line colours: each has a contrast of 3:1 or more to white and to #121212, and they differ under colour blindness."""
+COLORS: tuple[str, ...] = ("#4B5FA6", "#EE6B00", "#00A3B1", "#9A00E1", "#9A4E22", "#A3846F")
+"""Blue, orange, teal, violet, brown, taupe: the contrast to white and to #121212 is 3:1 or more, and any two stay at
+least 25 CIELAB units apart in normal vision and in simulated protanopia, deuteranopia and tritanopia."""
 
 _LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))  # a second channel beside the colour
 _CREATE = {
