@@ -1,13 +1,53 @@
-"""The loop around an EM step: climb until the objective stands still, and say so."""
+"""The loop around an EM step: climb until the objective stands still, and say so; and what a fit returns."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Generic, NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import Generic, Literal, NamedTuple, TypeVar, final
 
-__all__ = ["Ascent", "climb"]
+__all__ = ["Ascent", "EvidenceFit", "climb"]
 
 State = TypeVar("State")
+Prior = TypeVar("Prior")
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class EvidenceFit(Generic[Prior]):
+    """Where a search for hyper-parameters ended.
+
+    Args:
+        prior: The fitted prior.
+        log_evidence: The objective there.
+        trace: The objective at the start and after every step.
+        status: "converged" or "max_iter".
+        message: One sentence for the user.
+    """
+
+    prior: Prior
+    log_evidence: float
+    trace: tuple[float, ...]
+    status: Literal["converged", "max_iter"]
+    message: str
+
+    @property
+    def n_iter(self) -> int:
+        """Number of steps."""
+        return len(self.trace) - 1
+
+    def unwrap(self) -> Prior:
+        """The fitted prior, or an error.
+
+        Returns:
+            The prior.
+
+        Raises:
+            RuntimeError: If the search did not converge.
+        """
+        if self.status != "converged":
+            raise RuntimeError(self.message)
+        return self.prior
 
 
 class Ascent(NamedTuple, Generic[State]):

@@ -14,8 +14,9 @@ import numpy.typing as npt
 from jaxtyping import Float, Integer
 
 from hieropo.labels import as_labels, positions, same_kind, unknown_message
+from hieropo.linalg import as_covariance
+from hieropo.prior import GaussianHierarchy
 from hieropo.statistics import TaskStatistics
-from hieropo.tree import checked_covariance
 
 __all__ = ["LogisticHierarchy", "LogisticRows"]
 
@@ -47,7 +48,7 @@ class LogisticHierarchy:
             raise ValueError(f"mu_q must be one finite vector, got shape {mean.shape}")
         object.__setattr__(self, "mu_q", mean)
         for name in ("Sigma_q", "Sigma_0"):
-            object.__setattr__(self, name, checked_covariance(name, getattr(self, name), mean.size))
+            object.__setattr__(self, name, as_covariance(getattr(self, name), mean.size, name))
 
     @classmethod
     def isotropic(cls, d: int, *, sigma_q: float, sigma_0: float, mu_q: float = 0.0) -> Self:
@@ -58,6 +59,11 @@ class LogisticHierarchy:
     def d(self) -> int:
         """Dimension of the features."""
         return self.mu_q.size
+
+    @property
+    def gaussian(self) -> GaussianHierarchy:
+        """The same hierarchy for rewards with Gaussian noise of variance one."""
+        return GaussianHierarchy(self.mu_q, self.Sigma_q, self.Sigma_0, 1.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +104,11 @@ class LogisticRows:
 
     @classmethod
     def from_rows(
-        cls, features: npt.ArrayLike, rewards: npt.ArrayLike, task_ids: npt.ArrayLike, tasks: npt.ArrayLike | None = None
+        cls,
+        features: npt.ArrayLike,
+        rewards: npt.ArrayLike,
+        task_ids: npt.ArrayLike,
+        tasks: npt.ArrayLike | None = None,
     ) -> Self:
         """Rows as they were logged, in any order.
 
@@ -182,7 +192,9 @@ class LogisticRows:
             found = where.get(_key(code, phi, reward))
             if not found:
                 task = self.tasks[code].item()
-                raise ValueError(f"cannot forget a row of task {task!r} that is not in the log: {phi}, reward {reward:g}")
+                raise ValueError(
+                    f"cannot forget a row of task {task!r} that is not in the log: {phi}, reward {reward:g}"
+                )
             gone.append(found.pop())
         keep = np.delete(np.arange(self.n), gone)
         return LogisticRows(self.tasks, self.features[keep], self.rewards[keep], self.codes[keep])

@@ -1,93 +1,48 @@
 """Laplace's approximation of the logistic hierarchy: joint mode, covariances and evidence in O(m d³) a step.
 
-The mode is sought in dual variables u_s with θ_s = μ + Σ_0u_s and μ = μ_q + Σ_qΣ_su_s, in which singular covariances are
-harmless and the mode is where u_s equals the score Σφ(y − p) of task s. A Newton step is one solve with the arrow-shaped
-precision, by the same elimination of the tasks as in the Gaussian model with G_s = Σ p(1 − p)φφᵀ.
+The mode is sought in dual variables u_s with θ_s = μ + Σ_0u_s and μ = μ_q + Σ_qΣ_su_s, in which singular covariances
+are harmless and the mode is where u_s equals the score Σφ(y − p) of task s. A Newton step is one solve with the
+arrow-shaped precision: the posterior of the Gaussian model with G_s = Σ p(1 − p)φφᵀ.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import final
 
 import numpy as np
 from jaxtyping import Float
 from scipy.special import expit
 
 from hieropo.logistic import LogisticHierarchy, LogisticRows
-from hieropo.messages import absorb, symmetric, transposed
+from hieropo.posterior import HierarchicalPosterior, infer
+from hieropo.prior import GaussianHierarchy
 from hieropo.statistics import TaskStatistics
 
-__all__ = ["Curvature", "LaplacePosterior", "laplace_posterior", "mean_probability"]
+__all__ = ["LaplacePosterior", "laplace_posterior", "mean_probability"]
 
 _ARMIJO = 1e-4
 _HALVINGS = 60
 
 
-@dataclass(frozen=True, eq=False)
-class Curvature:
-    """The eliminated arrow-shaped precision of (μ, θ_1, ..., θ_m) at one point.
-
-    Args:
-        prior: The prior.
-        G: Σ p(1 − p)φφᵀ of each task, shape `[m, d, d]`.
-        W: (I + G_sΣ_0)⁻¹G_s, shape `[m, d, d]`.
-        gain: C_s = (I + Σ_0G_s)⁻¹, shape `[m, d, d]`.
-        task_cov: Σ̃_s = C_sΣ_0, shape `[m, d, d]`.
-        hyper_cov: Σ̄ = (I + Σ_qΣW_s)⁻¹Σ_q, shape `[d, d]`.
-        log_determinant: log|I + KG| with K the joint prior covariance of the tasks.
-    """
-
-    prior: LogisticHierarchy
-    G: Float[np.ndarray, "m d d"]
-    W: Float[np.ndarray, "m d d"]
-    gain: Float[np.ndarray, "m d d"]
-    task_cov: Float[np.ndarray, "m d d"]
-    hyper_cov: Float[np.ndarray, "d d"]
-    log_determinant: float
-
-    @classmethod
-    def at(cls, G: Float[np.ndarray, "m d d"], prior: LogisticHierarchy) -> Curvature:
-        """Eliminate the tasks."""
-        zero = np.zeros(G.shape[:2])
-        tasks = absorb(prior.Sigma_0[None], G, zero)
-        root = absorb(prior.Sigma_q[None], tasks.W.sum(axis=0)[None], np.zeros((1, prior.d)))
-        log_determinant = -2.0 * (tasks.log_factor.sum() + root.log_factor[0])
-        return cls(prior, G, tasks.W, tasks.gain, tasks.own_cov, root.own_cov[0], float(log_determinant))
-
-    def solve(
-        self, B: Float[np.ndarray, "m d"]
-    ) -> tuple[Float[np.ndarray, "m d"], Float[np.ndarray, " d"], Float[np.ndarray, "m d"]]:
-        """The solution of (K⁻¹ + G) Δθ = B, as (Δu, Δμ, Δθ)."""
-        b = (transposed(self.gain) @ B[..., None])[..., 0]
-        d_mu = self.hyper_cov @ b.sum(axis=0)
-        d_u = b - self.W @ d_mu
-        return d_u, d_mu, d_mu + d_u @ self.prior.Sigma_0
-
-    def covariances(self) -> Float[np.ndarray, "m d d"]:
-        """Σ̂_s = Σ̃_s + C_sΣ̄C_sᵀ, the marginal covariances of the tasks."""
-        return symmetric(self.task_cov + self.gain @ self.hyper_cov @ transposed(self.gain))
-
-
+@final
 @dataclass(frozen=True, eq=False)
 class LaplacePosterior:
     """Gaussian approximation at the joint mode.
 
     Args:
         tasks: Labels, shape `[m]`.
-        mean: Mode of θ_s, shape `[m, d]`.
-        hyper_mean: Mode of μ, shape `[d]`.
-        dual: u_s, at the mode the score of task s, shape `[m, d]`.
-        curvature: The precision at the mode, from which all covariances come.
+        gaussian: The approximation: the joint posterior of the Gaussian model whose G_s = Σ p(1 − p)φφᵀ and
+            B_s = G_sθ̂_s + Σφ(y − p), taken at the mode. Its means are the mode.
+        dual: u_s, at the mode the score Σφ(y − p) of task s, shape `[m, d]`.
         log_evidence: Laplace's approximation of log p(rewards).
         converged: Whether the Newton decrement fell below the tolerance.
         message: One sentence for the user.
     """
 
     tasks: np.ndarray
-    mean: Float[np.ndarray, "m d"]
-    hyper_mean: Float[np.ndarray, " d"]
+    gaussian: HierarchicalPosterior
     dual: Float[np.ndarray, "m d"]
-    curvature: Curvature
     log_evidence: float
     converged: bool
     message: str
@@ -103,14 +58,15 @@ def laplace_posterior(
 ) -> LaplacePosterior:
     """Joint mode of (μ, θ_1, ..., θ_m) by Newton's method with step control, and the Gaussian around it.
 
-    log p(Y) ≈ ℓ(θ̂) − ½Σ u_sᵀΣ_0u_s − ½ vᵀΣ_qv − ½ log|I + KG|, v = Σu_s. The log posterior is strictly concave along the
-    prior's support, so the mode is unique and exists for separable data too. The error of the approximation is
-    O(1/n_s) in the posterior mean and in each task's part of the log evidence.
+    log p(Y) ≈ ℓ(θ̂) − ½Σ u_sᵀΣ_0u_s − ½ vᵀΣ_qv − ½ log|I + KG|, v = Σu_s, with K the joint prior covariance of the
+    tasks. The log posterior is strictly concave along the prior's support, so the mode is unique and exists for
+    separable data too. The error of the approximation is O(1/n_s) in the posterior mean and in each task's part of
+    the log evidence.
 
     Args:
         rows: The log.
         prior: The hierarchy.
-        start: Dual variables to start from; zero, the prior mean, by default.
+        start: Dual variables to start from where they are better than zero, the prior mean.
         tolerance: Half the squared Newton decrement, in nats, at which the search ends.
         max_iter: Largest number of Newton steps.
 
@@ -126,50 +82,73 @@ def laplace_posterior(
     Example:
         >>> rows = LogisticRows.from_rows([[1.0]] * 4, [1, 1, 1, 1], ["ann"] * 4)
         >>> fitted = laplace_posterior(rows, LogisticHierarchy.isotropic(1, sigma_q=1.0, sigma_0=1.0))
-        >>> fitted.converged, bool(0.0 < fitted.hyper_mean[0] < fitted.mean[0, 0])
+        >>> fitted.converged, bool(0.0 < fitted.gaussian.hyper.mean[0] < fitted.gaussian.means[0, 0])
         (True, True)
     """
     if rows.d != prior.d:
         raise ValueError(f"the features have dimension {rows.d}, the prior has dimension {prior.d}")
     if max_iter < 1:
         raise ValueError(f"max_iter must be at least 1, got {max_iter}")
-    u = np.zeros((rows.m, rows.d)) if start is None else np.array(start, dtype=float)
-    theta, value = _primal(u, prior)[1], _objective(rows, prior, u)
-    decrement = np.inf
+    u = np.zeros((rows.m, rows.d))
+    theta, value = _primal(u, prior), _objective(rows, prior, u)
+    if start is not None and _objective(rows, prior, start) > value:
+        u = np.array(start, dtype=float)
+        theta, value = _primal(u, prior), _objective(rows, prior, u)
+    decrement, advice = np.inf, "raise max_iter"
     for _ in range(max_iter):
         G, score = _expand(rows, theta)
-        d_u, _, d_theta = Curvature.at(G, prior).solve(score - u)
+        d_theta = arrow_solve(rows.tasks, G, score - u, prior)
+        d_u = score - u - (G @ d_theta[..., None])[..., 0]
         decrement = 0.5 * float(np.sum((score - u) * d_theta))
         if decrement <= tolerance:
             u = u + d_u  # one more full step costs nothing and squares the error
             break
         step = _step_length(rows, prior, u, d_u, value, 2.0 * decrement)
         if step == 0.0:
+            advice = "rounding hides the way up: scale the features to order one"
             break
         u = u + step * d_u
-        theta, value = _primal(u, prior)[1], _objective(rows, prior, u)
-    return _at_mode(rows, prior, u, converged=decrement <= tolerance, decrement=decrement)
+        theta, value = _primal(u, prior), _objective(rows, prior, u)
+    if decrement <= tolerance:
+        return _at_mode(rows, prior, u, True, "converged")
+    return _at_mode(rows, prior, u, False, f"Newton's method ended {decrement:.2g} nats from the mode; {advice}")
+
+
+def arrow_solve(
+    tasks: np.ndarray, G: Float[np.ndarray, "m d d"], B: Float[np.ndarray, "m d"], prior: LogisticHierarchy
+) -> Float[np.ndarray, "m d"]:
+    """The solution θ of (K⁻¹ + G) θ = B with K the joint prior covariance of the tasks, in O(m d³).
+
+    It is the posterior mean of a Gaussian model with statistics (G, B) and prior mean zero.
+    """
+    centred = GaussianHierarchy(np.zeros(prior.d), prior.Sigma_q, prior.Sigma_0, 1.0)
+    return infer(_gaussian_statistics(tasks, G, B), centred).means
+
+
+def _gaussian_statistics(tasks: np.ndarray, G: np.ndarray, B: np.ndarray) -> TaskStatistics:
+    # Neither the counts nor the squares enter a posterior with known noise.
+    return TaskStatistics(tasks, np.ones(len(tasks), np.int64), G, B, np.zeros(len(tasks)))
 
 
 def _at_mode(
-    rows: LogisticRows, prior: LogisticHierarchy, u: np.ndarray, *, converged: bool, decrement: float
+    rows: LogisticRows, prior: LogisticHierarchy, u: np.ndarray, converged: bool, message: str
 ) -> LaplacePosterior:
-    mu, theta = _primal(u, prior)
-    curvature = Curvature.at(_expand(rows, theta)[0], prior)
-    log_evidence = _objective(rows, prior, u) - 0.5 * curvature.log_determinant
-    message = "converged" if converged else f"Newton's method ended {decrement:.2g} nats from the mode; raise max_iter"
-    return LaplacePosterior(rows.tasks, theta, mu, u, curvature, log_evidence, converged, message)
+    theta = _primal(u, prior)
+    G, score = _expand(rows, theta)
+    gaussian = infer(_gaussian_statistics(rows.tasks, G, (G @ theta[..., None])[..., 0] + score), prior.gaussian)
+    task_log_det = np.linalg.slogdet(np.eye(prior.d) + G @ prior.Sigma_0)[1].sum()
+    log_evidence = _objective(rows, prior, u) - 0.5 * (float(task_log_det) + gaussian.hyper.log_det)
+    return LaplacePosterior(rows.tasks, gaussian, u, log_evidence, converged, message)
 
 
-def _primal(u: np.ndarray, prior: LogisticHierarchy) -> tuple[np.ndarray, np.ndarray]:
-    """(μ, θ) of the dual variables."""
-    mu = prior.mu_q + prior.Sigma_q @ u.sum(axis=0)
-    return mu, mu + u @ prior.Sigma_0
+def _primal(u: np.ndarray, prior: LogisticHierarchy) -> np.ndarray:
+    """θ_s = μ_q + Σ_qΣu + Σ_0u_s."""
+    return prior.mu_q + prior.Sigma_q @ u.sum(axis=0) + u @ prior.Sigma_0
 
 
 def _objective(rows: LogisticRows, prior: LogisticHierarchy, u: np.ndarray) -> float:
     """Log likelihood minus the prior's quadratic terms: the log posterior up to a constant."""
-    theta = _primal(u, prior)[1]
+    theta = _primal(u, prior)
     eta = np.einsum("nd,nd->n", rows.features, theta[rows.codes])
     likelihood = np.sum(rows.rewards * eta - np.logaddexp(0.0, eta))
     v = u.sum(axis=0)
@@ -228,8 +207,9 @@ def mean_probability(
         MacKay (1992), "The evidence framework applied to classification networks", for the probit form.
 
     Example:
-        >>> [round(float(mean_probability(np.array(1.0), np.array(1.0), method=m)), 3) for m in ("quadrature", "probit")]
-        [0.697, 0.7]
+        >>> one = np.array(1.0)
+        >>> round(float(mean_probability(one, one)), 3), round(float(mean_probability(one, one, method="probit")), 3)
+        (0.697, 0.7)
     """
     match method:
         case "quadrature":

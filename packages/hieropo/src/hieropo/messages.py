@@ -11,7 +11,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-__all__ = ["Message", "absorb", "fitted_structure", "symmetric", "transposed"]
+from hieropo.linalg import symmetric
+
+__all__ = ["Message", "absorb", "transposed"]
 
 
 class Message(NamedTuple):
@@ -58,32 +60,3 @@ def absorb(cov: Float[np.ndarray, "#n d d"], G: Float[np.ndarray, "n d d"], B: F
 def transposed(matrix: Float[np.ndarray, "*batch n d"]) -> Float[np.ndarray, "*batch d n"]:
     """The transposes of a stack of matrices."""
     return np.swapaxes(matrix, -1, -2)
-
-
-def symmetric(matrix: Float[np.ndarray, "*batch d d"]) -> Float[np.ndarray, "*batch d d"]:
-    """The symmetric part ½(A + Aᵀ)."""
-    return 0.5 * (matrix + transposed(matrix))
-
-
-def fitted_structure(scatter: Float[np.ndarray, "d d"], structure: str) -> Float[np.ndarray, "d d"]:
-    """The covariance of a given structure that maximises −log|Λ| − tr(Λ⁻¹S).
-
-    Args:
-        scatter: S, shape `[d, d]`.
-        structure: "full" keeps S, "diagonal" its diagonal, "isotropic" the mean of its diagonal.
-
-    Returns:
-        Λ, shape `[d, d]`.
-
-    Raises:
-        ValueError: An unknown structure.
-    """
-    match structure:
-        case "full":
-            return symmetric(scatter)
-        case "diagonal":
-            return np.diag(np.diag(scatter))
-        case "isotropic":
-            return np.eye(len(scatter)) * (np.trace(scatter) / len(scatter))
-        case _:
-            raise ValueError(f"structure is 'full', 'diagonal' or 'isotropic', got {structure!r}")

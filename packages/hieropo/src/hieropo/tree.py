@@ -1,12 +1,13 @@
 """Trees of tasks and the Gaussian prior over them: tasks in groups, groups in larger groups, up to one root.
 
-A node v other than the root has θ_v | θ_parent ~ N(θ_parent, Λ_v), the root has θ ~ N(mean, root_cov). Tasks are leaves,
-at any depth and next to groups. HierOPO's hierarchy is the tree of depth one.
+A node v other than the root has θ_v | θ_parent ~ N(θ_parent, Λ_v), the root has θ ~ N(mean, root_cov). Tasks are
+leaves, at any depth and next to groups. HierOPO's hierarchy is the tree of depth one.
 """
 
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,6 +15,8 @@ from typing import Self
 
 import numpy as np
 from jaxtyping import Float, Int
+
+from hieropo.linalg import as_covariance, psd_factor
 
 __all__ = ["Tree", "TreePrior"]
 
@@ -128,7 +131,7 @@ class Tree:
     def levels(self) -> tuple[slice, ...]:
         """The nodes of depth 0, 1, ..., height as slices."""
         edges = np.searchsorted(self.depth, np.arange(self.height + 2))
-        return tuple(slice(int(a), int(b)) for a, b in zip(edges[:-1], edges[1:], strict=True))
+        return tuple(slice(int(a), int(b)) for a, b in itertools.pairwise(edges))
 
     @cached_property
     def leaf_positions(self) -> Int[np.ndarray, " leaves"]:
@@ -170,7 +173,8 @@ class Tree:
 class TreePrior:
     """Gaussian tree prior: θ_root ~ N(mean, root_cov), θ_v | θ_parent ~ N(θ_parent, Λ_v), rewards with noise sigma.
 
-    Λ_v is `node_covs[label]` where given, else `level_covs[depth - 1]`. Singular covariances, zero included, are allowed.
+    Λ_v is `node_covs[label]` where given, else `level_covs[depth - 1]`. Singular covariances, zero included, are
+    allowed.
 
     Args:
         tree: The nodes.
@@ -216,12 +220,12 @@ class TreePrior:
             self.tree.position(unknown[0])
         if self.tree.labels[0] in self.node_covs:
             raise ValueError("node_covs names the root; set root_cov instead")
-        covs = [checked_covariance(f"level_covs[{k}]", cov, d) for k, cov in enumerate(level_covs)]
+        covs = [as_covariance(cov, d, f"level_covs[{k}]") for k, cov in enumerate(level_covs)]
         object.__setattr__(self, "mean", mean)
         object.__setattr__(self, "sigma", float(self.sigma))
-        object.__setattr__(self, "root_cov", checked_covariance("root_cov", self.root_cov, d))
+        object.__setattr__(self, "root_cov", as_covariance(self.root_cov, d, "root_cov"))
         object.__setattr__(self, "level_covs", np.array(covs).reshape(-1, d, d))
-        named = {label: checked_covariance(f"node_covs[{label!r}]", cov, d) for label, cov in self.node_covs.items()}
+        named = {label: as_covariance(cov, d, f"node_covs[{label!r}]") for label, cov in self.node_covs.items()}
         object.__setattr__(self, "node_covs", named)
 
     @classmethod
@@ -260,33 +264,10 @@ class TreePrior:
     def sample(self, rng: np.random.Generator) -> Float[np.ndarray, "nodes d"]:
         """Parameters of all nodes, drawn from the prior, in the tree's order."""
         theta = np.empty((len(self.tree), self.d))
-        theta[0] = self.mean + _root(self.root_cov) @ rng.standard_normal(self.d)
+        theta[0] = self.mean + psd_factor(self.root_cov) @ rng.standard_normal(self.d)
         for depth in range(1, self.tree.height + 1):
             nodes = self.tree.levels[depth]
+            roots = np.array([psd_factor(cov) for cov in self.level_cov(depth)])
             noise = rng.standard_normal((nodes.stop - nodes.start, self.d, 1))
-            theta[nodes] = theta[self.tree.parent[nodes]] + (_root(self.level_cov(depth)) @ noise)[..., 0]
+            theta[nodes] = theta[self.tree.parent[nodes]] + (roots @ noise)[..., 0]
         return theta
-
-
-def _root(cov: Float[np.ndarray, "*batch d d"]) -> Float[np.ndarray, "*batch d d"]:
-    """A matrix square root that also serves singular covariances."""
-    values, vectors = np.linalg.eigh(cov)
-    return vectors * np.sqrt(np.clip(values, 0.0, None))[..., None, :]
-
-
-def checked_covariance(name: str, cov: Float[np.ndarray, "d d"], d: int) -> Float[np.ndarray, "d d"]:
-    """A covariance as a symmetric float array.
-
-    Raises:
-        ValueError: Another shape, an entry that is not finite, asymmetry, or a negative eigenvalue.
-    """
-    array = np.asarray(cov, dtype=float)
-    if array.shape != (d, d) or not np.isfinite(array).all():
-        raise ValueError(f"{name} must be a finite matrix of shape ({d}, {d}), got shape {array.shape}")
-    scale = np.abs(array).max()
-    if np.abs(array - array.T).max() > 1e-8 * scale:
-        raise ValueError(f"{name} is not symmetric; give ½(A + Aᵀ)")
-    smallest = np.linalg.eigvalsh(array)[0]
-    if smallest < -1e-10 * scale:
-        raise ValueError(f"{name} has the negative eigenvalue {smallest:.3g}; a covariance is positive semi-definite")
-    return 0.5 * (array + array.T)

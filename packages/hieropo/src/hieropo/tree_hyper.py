@@ -2,51 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Bool
 
-from hieropo.ascent import climb
-from hieropo.messages import fitted_structure, symmetric, transposed
+from hieropo.ascent import EvidenceFit, climb
+from hieropo.linalg import symmetric
+from hieropo.messages import transposed
 from hieropo.statistics import TaskStatistics
+from hieropo.structure import STRUCTURES, Structure, project
 from hieropo.tree import TreePrior
 from hieropo.tree_messages import TreePosterior, leaf_positions, tree_posterior
 
-__all__ = ["TreeFit", "fit_tree_hyperparameters"]
+__all__ = ["fit_tree_hyperparameters"]
 
-
-@dataclass(frozen=True, eq=False)
-class TreeFit:
-    """A fitted tree prior.
-
-    Args:
-        prior: The prior with fitted level covariances and noise.
-        log_evidence: Exact log evidence before the first step and after every step; never decreasing.
-        converged: Whether the last step gained less than the tolerance.
-        message: One sentence for the user.
-    """
-
-    prior: TreePrior
-    log_evidence: tuple[float, ...]
-    converged: bool
-    message: str
-
-    @property
-    def n_iter(self) -> int:
-        """Number of EM steps."""
-        return len(self.log_evidence) - 1
+_SIGMA_FLOOR = 1e-6  # of the root mean square reward: without noise the likelihood has no maximum
 
 
 def fit_tree_hyperparameters(
     stats: TaskStatistics,
     prior: TreePrior,
     *,
-    structure: str = "full",
+    structure: Structure = "full",
     learn_sigma: bool = True,
-    tolerance: float = 1e-8,
+    tolerance: float = 1e-9,
     max_iter: int = 500,
-) -> TreeFit:
+) -> EvidenceFit[TreePrior]:
     """Fit the covariance of every level, and the noise, by EM on the exact evidence.
 
     With A_v = C_v − I and δ_v = E[θ_v] − E[θ_parent], one step sets
@@ -76,7 +59,8 @@ def fit_tree_hyperparameters(
     """
     if stats.n == 0:
         raise ValueError("the statistics hold no rows; there is nothing to fit the covariances to")
-    fitted_structure(np.eye(1), structure)
+    if structure not in STRUCTURES:
+        raise ValueError(f"structure is {structure!r}; give one of {', '.join(STRUCTURES)}")
     informed = _nodes_with_rows(stats, prior)
 
     def step(current: TreePrior) -> tuple[TreePrior, float]:
@@ -86,12 +70,13 @@ def fit_tree_hyperparameters(
             nodes = current.tree.levels[depth]
             used = np.arange(nodes.start, nodes.stop)[informed[nodes]]
             if used.size:
-                level_covs[depth - 1] = fitted_structure(_scatter(posterior, used), structure)
+                level_covs[depth - 1] = project(_scatter(posterior, used), structure)
         sigma = _noise(stats, posterior) if learn_sigma else current.sigma
         return replace(current, level_covs=level_covs, sigma=sigma), posterior.log_evidence
 
     end = climb(step, prior, tolerance=tolerance, max_iter=max_iter)
-    return TreeFit(end.state, end.trace, end.converged, end.message)
+    status = "converged" if end.converged else "max_iter"
+    return EvidenceFit(end.state, end.trace[-1], end.trace, status, end.message)
 
 
 def _nodes_with_rows(stats: TaskStatistics, prior: TreePrior) -> Bool[np.ndarray, " nodes"]:
@@ -120,5 +105,6 @@ def _noise(stats: TaskStatistics, posterior: TreePosterior) -> float:
     leaves = leaf_positions(stats, posterior.prior.tree)
     mean, cov = posterior.mean[leaves], posterior.cov[leaves]
     second = cov + mean[:, :, None] * mean[:, None, :]
-    squares = stats.square.sum() - 2.0 * np.sum(mean * stats.moment) + np.sum(stats.gram * second)
-    return float(np.sqrt(max(squares, np.finfo(float).tiny) / stats.n))
+    squares = float(stats.square.sum() - 2.0 * np.sum(mean * stats.moment) + np.sum(stats.gram * second))
+    floor = max(_SIGMA_FLOOR**2 * float(stats.square.sum()), 1e-300)
+    return math.sqrt(max(squares, floor) / stats.n)

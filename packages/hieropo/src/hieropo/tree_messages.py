@@ -2,8 +2,8 @@
 
 Upwards every node sends its parent one message (W, b), what its subtree says about the parent: the factor
 exp(−½ θᵀWθ + bᵀθ) with W = (I + GΛ)⁻¹G and b = (I + GΛ)⁻¹B, where (G, B) is the node's own data plus its children's
-messages. Downwards θ_v | θ_parent, D ~ N(C θ_parent + Σ̃B, Σ̃) with C = (I + ΛG)⁻¹ and Σ̃ = CΛ. Neither G nor Λ is ever inverted, so
-empty subtrees, fewer rows than dimensions and singular covariances need no special case.
+messages. Downwards θ_v | θ_parent, D ~ N(C θ_parent + Σ̃B, Σ̃) with C = (I + ΛG)⁻¹ and Σ̃ = CΛ. Neither G nor Λ is
+ever inverted, so empty subtrees, fewer rows than dimensions and singular covariances need no special case.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from hieropo.messages import absorb, symmetric, transposed
+from hieropo.linalg import symmetric
+from hieropo.messages import absorb, transposed
 from hieropo.statistics import TaskStatistics
 from hieropo.tree import Tree, TreePrior
 
