@@ -22,6 +22,7 @@ from hieropo.linalg import inverse_if_regular, psd_factor, sum_products, symmetr
 from hieropo.prior import GaussianHierarchy
 from hieropo.statistics import TaskStatistics
 
+_SINGULAR = 1e-12  # smallest eigenvalue of W, scaled to a unit diagonal, that is told from rounding
 _BLOCK_ENTRIES = 1 << 18  # entries of a block of task matrices (2 MiB): temporaries stay in cache
 
 
@@ -166,6 +167,7 @@ def hyper_posterior(
     """
     d = prior.d
     if flat:
+        _refuse_singular(information)
         root, inner, constant = np.eye(d), information, -d * math.log(2 * math.pi)
     else:
         root, constant = psd_factor(prior.Sigma_q), 0.0
@@ -187,12 +189,14 @@ class HierarchicalPosterior:
         tasks: The tasks given μ.
         hyper: The posterior of μ.
         means: θ̂_s, shape [m, d].
+        flat: Whether μ had a flat prior instead of N(μ_q, Σ_q).
     """
 
     prior: GaussianHierarchy
     tasks: TaskConditionals
     hyper: HyperPosterior
     means: Float[np.ndarray, "m d"]
+    flat: bool = False
 
     def marginal(self, index: int) -> GaussianPosterior:
         """θ_s | D ~ N(θ̂_s, Σ̃_s + C_s Σ̄ C_sᵀ).
@@ -303,7 +307,7 @@ def infer(stats: TaskStatistics, prior: GaussianHierarchy, flat: bool = False) -
     Example:
         >>> stats = TaskStatistics.from_rows([[1.0], [1.0]], [2.0, 4.0], [0, 1])
         >>> post = infer(stats, GaussianHierarchy.isotropic(1, sigma_q=1.0, sigma_0=1.0, sigma=1.0))
-        >>> post.hyper.mean.tolist(), post.means.ravel().tolist()
+        >>> post.hyper.mean.round(6).tolist(), post.means.ravel().round(6).tolist()
         ([1.5], [1.75, 2.75])
     """
     if stats.d != prior.d:
@@ -312,7 +316,7 @@ def infer(stats: TaskStatistics, prior: GaussianHierarchy, flat: bool = False) -
     residual = tasks.weigh(tasks.moment - tasks.gram @ prior.mu_q).sum(axis=0)
     hyper = hyper_posterior(tasks.information(), residual, prior, flat)
     means = hyper.mean + _matvec(tasks.cov, tasks.moment - tasks.gram @ hyper.mean)
-    return HierarchicalPosterior(prior, tasks, hyper, means)
+    return HierarchicalPosterior(prior, tasks, hyper, means, flat)
 
 
 def blocks(m: int, d: int) -> list[slice]:
@@ -327,6 +331,13 @@ def blocks(m: int, d: int) -> list[slice]:
     """
     step = max(1, _BLOCK_ENTRIES // (d * d))
     return [slice(lo, min(lo + step, m)) for lo in range(0, m, step)]
+
+
+def _refuse_singular(information: np.ndarray) -> None:
+    """A flat prior needs data in every direction; rounding alone would let a singular W pass the factorisation."""
+    scale = np.sqrt(np.maximum(np.diagonal(information), 0.0))
+    if not scale.all() or np.linalg.eigvalsh(information / np.outer(scale, scale))[0] < _SINGULAR:
+        raise np.linalg.LinAlgError("the data do not determine μ under a flat prior")
 
 
 def _matvec(matrices: np.ndarray, vectors: np.ndarray) -> np.ndarray:

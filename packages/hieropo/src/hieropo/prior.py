@@ -16,7 +16,7 @@ from hieropo.linalg import as_covariance, psd_factor
 class GaussianHierarchy:
     """Hierarchical prior μ ~ N(μ_q, Σ_q), θ_s | μ ~ N(μ, Σ_0), y = φᵀθ_s + N(0, σ²).
 
-    Σ_q and Σ_0 may be singular, zero included: Σ_q = 0 says that the mean is known, Σ_0 = 0 that all tasks are the same.
+    Σ_q and Σ_0 may be singular, zero included: Σ_q = 0 says that the mean is known, Σ_0 = 0 that all tasks are equal.
 
     Args:
         mu_q: Mean of the task mean, shape [d].

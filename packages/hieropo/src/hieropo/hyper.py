@@ -1,0 +1,341 @@
+"""Hyper-parameters from data: maximum marginal likelihood by EM or by its exact gradient."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, final
+
+import numpy as np
+import numpy.typing as npt
+from jaxtyping import Float
+
+from hieropo.ascent import climb
+from hieropo.evidence import ExpectedMoments, evidence_gradient, evidence_of, expected_moments
+from hieropo.linalg import as_covariance
+from hieropo.posterior import infer
+from hieropo.prior import GaussianHierarchy
+from hieropo.statistics import TaskStatistics
+from hieropo.structure import STRUCTURES, Structure, log_scales, pack, project, pull_back, size, unpack
+
+Status = Literal["converged", "max_iter", "not_identified"]
+
+_VAGUE = 1e6  # variance of the vague hyper-prior in units of what the data say about the scale of μ and θ
+_SIGMA_FLOOR = 1e-6  # of the root mean square reward: without noise the likelihood has no maximum
+_GRADIENTS = ("mu_q", "Sigma_q", "Sigma_0", "log_sigma")
+_LOG_RANGE = 18.0  # how far below its start the quasi-Newton search may take a log standard deviation
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class HyperparameterFit:
+    """Where the search for hyper-parameters ended.
+
+    Args:
+        prior: The fitted prior, ready for `HierOPO`.
+        log_evidence: log p(Y) there; the restricted likelihood if `sigma_q="flat"`.
+        trace: log p(Y) after each step, never decreasing for EM.
+        status: "converged", "max_iter", or "not_identified" (the data do not determine a flat μ; `prior` is the start).
+        n_iter: Iterations: cycles of two or three EM steps, or quasi-Newton steps.
+        message: One sentence for the user.
+    """
+
+    prior: GaussianHierarchy
+    log_evidence: float
+    trace: tuple[float, ...]
+    status: Status
+    n_iter: int
+    message: str
+
+    def unwrap(self) -> GaussianHierarchy:
+        """The fitted prior, or an error.
+
+        Returns:
+            The prior.
+
+        Raises:
+            RuntimeError: If the search did not converge.
+        """
+        if self.status != "converged":
+            raise RuntimeError(self.message)
+        return self.prior
+
+
+@final
+@dataclass(frozen=True)
+class _Problem:
+    """What is fitted and what is held fixed."""
+
+    logs: tuple[TaskStatistics, ...]
+    structure: Structure
+    flat: bool
+    learn_hyper: bool
+    learn_sigma: bool
+    sigma_floor: float
+
+
+def fit_hyperparameters(
+    stats: TaskStatistics | Sequence[TaskStatistics],
+    method: Literal["em", "ml2"] = "em",
+    *,
+    sigma_q: Literal["flat", "learn"] | float | npt.ArrayLike | None = None,
+    mu_q: npt.ArrayLike = 0.0,
+    structure: Structure = "full",
+    sigma: float | None = None,
+    start: GaussianHierarchy | None = None,
+    max_iter: int = 500,
+    tolerance: float = 1e-9,
+) -> HyperparameterFit:
+    """Fit Σ_0 and σ, and with several hierarchies μ_q and Σ_q, by maximum marginal likelihood.
+
+    One hierarchy holds a single draw of μ, so (μ_q, Σ_q) cannot be learned from it: the likelihood is largest at
+    μ_q = μ̄ and Σ_q = 0, which claims to know the mean. With one hierarchy Σ_q is therefore fixed: to a covariance you
+    believe in, or to `"flat"` (default), the limit of an infinitely vague one. Then the rewards are judged by the
+    restricted (REML) likelihood log ∫ p(Y | μ) dμ, in which log|I + Σ_q W| and (I + Σ_q W)⁻¹Σ_q take their limits
+    log|W| − d log 2π and W⁻¹, and the fitted prior gets a finite but vague Σ_q (10⁶ times the scale of μ and θ), too
+    wide to be felt. From several independent hierarchies with common hyper-parameters, `"learn"` (their default) fits
+    (μ_q, Σ_q) as well.
+
+    EM sets Σ_0 to the posterior mean of (θ_s − μ)(θ_s − μ)ᵀ and σ² to that of the squared residual; pairs of steps are
+    extrapolated (SQUAREM) and the extrapolation is kept only if the evidence did not fall. "ml2" is L-BFGS on the
+    Cholesky factor and log σ, with the exact gradient.
+
+    Args:
+        stats: Statistics of one hierarchy, or of several.
+        method: "em" or "ml2".
+        sigma_q: "flat", "learn", a standard deviation, or a covariance [d, d].
+        mu_q: Fixed mean of μ: a number or shape [d]. Ignored when learned; only an origin when flat.
+        structure: Structure of Σ_0 (and of a learned Σ_q): "full", "diagonal" or "isotropic".
+        sigma: Fixed standard deviation of the noise; learned if not given.
+        start: Where to begin; guessed from the data if not given.
+        max_iter: Largest number of steps.
+        tolerance: Relative gain of the evidence below which the search ends.
+
+    Returns:
+        The fit, with its status.
+
+    Raises:
+        ValueError: If there is no data, an option is unknown, or sizes disagree.
+
+    Reference:
+        Not in the paper, which assumes known hyper-parameters. Acceleration: Varadhan and Roland, Scand. J. Stat. 2008.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> truth = GaussianHierarchy.isotropic(2, sigma_q=1.0, sigma_0=0.5, sigma=0.3)
+        >>> theta = truth.sample(300, rng)[1]
+        >>> tasks = np.repeat(np.arange(300), 20)
+        >>> features = rng.uniform(-1, 1, (6000, 2))
+        >>> rewards = (features * theta[tasks]).sum(1) + 0.3 * rng.standard_normal(6000)
+        >>> fit = fit_hyperparameters(TaskStatistics.from_rows(features, rewards, tasks), structure="isotropic")
+        >>> fit.status, round(fit.prior.sigma, 2), round(float(fit.prior.Sigma_0[0, 0]) ** 0.5, 1)
+        ('converged', 0.3, 0.5)
+    """
+    logs = _with_data(stats)
+    if method not in ("em", "ml2"):
+        raise ValueError(f"method is {method!r}; give 'em' or 'ml2'")
+    if structure not in STRUCTURES:
+        raise ValueError(f"structure is {structure!r}; give one of {', '.join(STRUCTURES)}")
+    if max_iter < 1 or not tolerance >= 0:
+        raise ValueError(f"max_iter is {max_iter} and tolerance {tolerance}; give max_iter >= 1 and tolerance >= 0")
+    sigma_q = ("flat" if len(logs) == 1 else "learn") if sigma_q is None else sigma_q
+    learn_hyper = isinstance(sigma_q, str) and sigma_q == "learn"
+    if learn_hyper and len(logs) == 1:
+        raise ValueError(
+            "sigma_q='learn' needs several hierarchies: one hierarchy has one draw of μ; use 'flat' or fix it"
+        )
+    prior = _start(logs, sigma_q, mu_q, structure, sigma, start)
+    rms = math.sqrt(sum(float(log.square.sum()) for log in logs) / sum(log.n for log in logs))
+    floor = max(_SIGMA_FLOOR * rms, 1e-150)
+    flat = isinstance(sigma_q, str) and sigma_q == "flat"
+    problem = _Problem(logs, structure, flat, learn_hyper, sigma is None, floor)
+    try:
+        if method == "em":
+            return _finish(problem, *_by_em(problem, prior, max_iter, tolerance))
+        return _finish(problem, *_by_gradient(problem, prior, max_iter, tolerance))
+    except np.linalg.LinAlgError:
+        message = "the data do not determine a flat μ (too few rows in too few directions); fix sigma_q instead"
+        return HyperparameterFit(prior, -math.inf, (), "not_identified", 0, message)
+
+
+def _with_data(stats: TaskStatistics | Sequence[TaskStatistics]) -> tuple[TaskStatistics, ...]:
+    """The hierarchies without tasks that hold no row: they say nothing and slow EM down."""
+    logs = (stats,) if isinstance(stats, TaskStatistics) else tuple(stats)
+    if not logs:
+        raise ValueError("no statistics given; pass TaskStatistics or a sequence of them")
+    if len({log.d for log in logs}) != 1:
+        raise ValueError(f"the hierarchies have {sorted({log.d for log in logs})} features; they must agree")
+    logs = tuple(log.select(log.tasks[log.count > 0]) for log in logs)
+    logs = tuple(log for log in logs if log.m > 0)
+    if not logs:
+        raise ValueError("no task has a row; there is nothing to fit")
+    return logs
+
+
+def _start(
+    logs: tuple[TaskStatistics, ...],
+    sigma_q: str | float | npt.ArrayLike,
+    mu_q: npt.ArrayLike,
+    structure: Structure,
+    sigma: float | None,
+    start: GaussianHierarchy | None,
+) -> GaussianHierarchy:
+    """A prior to begin with: half of the rewards' variance around a pooled fit is noise, half comes from the tasks."""
+    d, n = logs[0].d, sum(log.n for log in logs)
+    if isinstance(sigma_q, str) and sigma_q not in ("flat", "learn"):
+        raise ValueError(f"sigma_q is {sigma_q!r}; give 'flat', 'learn', a standard deviation or a covariance")
+    mean = np.broadcast_to(np.asarray(mu_q, dtype=np.float64), (d,))
+    if start is None:
+        gram, moment = (sum(getattr(log, name).sum(axis=0) for log in logs) for name in ("gram", "moment"))
+        pooled = np.linalg.lstsq(gram, moment, rcond=1e-10)[0]
+        square = sum(float(log.square.sum()) for log in logs)
+        variance = max(square - float(pooled @ moment), 1e-6 * square, 1e-300) / n
+        scale = np.maximum(np.diagonal(gram) / n, 1e-12 * max(float(np.trace(gram)) / n, 1e-300))
+        within = project(np.diag(variance / (2 * d * scale)), structure)
+        start = GaussianHierarchy(pooled, within, within, math.sqrt(variance / 2))
+    if start.d != d:
+        raise ValueError(f"start has {start.d} features, the statistics {d}")
+    if sigma is not None:
+        start = replace(start, sigma=sigma)
+    if isinstance(sigma_q, str):
+        return start if sigma_q == "learn" else replace(start, mu_q=mean, Sigma_q=np.zeros((d, d)))
+    cov = np.asarray(sigma_q, dtype=np.float64)
+    cov = cov**2 * np.eye(d) if cov.ndim == 0 else as_covariance(cov, d, "sigma_q")
+    return replace(start, mu_q=mean, Sigma_q=cov)
+
+
+def _expect(problem: _Problem, prior: GaussianHierarchy) -> tuple[float, list[ExpectedMoments], np.ndarray]:
+    """The E-step: log p(Y), the moments of each hierarchy, and the posterior means of its μ."""
+    posteriors = [infer(log, prior, problem.flat) for log in problem.logs]
+    value = sum(evidence_of(log, posterior) for log, posterior in zip(problem.logs, posteriors, strict=True))
+    moments = [expected_moments(log, posterior) for log, posterior in zip(problem.logs, posteriors, strict=True)]
+    return value, moments, np.array([posterior.hyper.mean for posterior in posteriors])
+
+
+def _em_step(problem: _Problem, prior: GaussianHierarchy) -> tuple[GaussianHierarchy, float]:
+    """One EM step, and log p(Y) of where it started."""
+    value, moments, means = _expect(problem, prior)
+    tasks, n = sum(log.m for log in problem.logs), sum(log.n for log in problem.logs)
+    changes: dict[str, Any] = {
+        "Sigma_0": project(np.sum([part.tasks for part in moments], axis=0) / tasks, problem.structure)
+    }
+    if problem.learn_sigma:
+        changes["sigma"] = max(math.sqrt(sum(part.residual for part in moments) / n), problem.sigma_floor)
+    if problem.learn_hyper:
+        centre = means.mean(axis=0)
+        shift = centre - prior.mu_q  # the moments are around the old μ_q
+        around = np.mean([part.hyper for part in moments], axis=0) - np.outer(shift, shift)
+        changes |= {"mu_q": centre, "Sigma_q": project(around, problem.structure)}
+    return replace(prior, **changes), value
+
+
+def _accelerated_step(problem: _Problem, prior: GaussianHierarchy) -> tuple[GaussianHierarchy, float]:
+    """Two EM steps and, where it helps, a third from their extrapolation; log p(Y) of where they started."""
+    first, value = _em_step(problem, prior)
+    second, _ = _em_step(problem, first)
+    try:
+        x0, x1, x2 = (_pack(problem, p) for p in (prior, first, second))
+        rate, curve = x1 - x0, x2 - 2 * x1 + x0
+        length = float(np.linalg.norm(rate)) / max(float(np.linalg.norm(curve)), 1e-300)
+        if not 1.0 < length < 1e8:
+            return second, value
+        candidate = _unpack(problem, prior, x0 + 2 * length * rate + length**2 * curve)
+        following, reached = _em_step(problem, candidate)
+        accept = reached >= _expect(problem, second)[0]
+    except (np.linalg.LinAlgError, ValueError, OverflowError):  # the jump left the region where numbers make sense
+        return second, value
+    return (following, value) if accept else (second, value)
+
+
+def _by_em(
+    problem: _Problem, prior: GaussianHierarchy, max_iter: int, tolerance: float
+) -> tuple[GaussianHierarchy, tuple[float, ...], bool, str]:
+    end = climb(
+        lambda state: _accelerated_step(problem, state), prior, tolerance=tolerance, max_iter=max(1, max_iter // 3)
+    )
+    return end.state, end.trace, end.converged, end.message
+
+
+def _by_gradient(
+    problem: _Problem, prior: GaussianHierarchy, max_iter: int, tolerance: float
+) -> tuple[GaussianHierarchy, tuple[float, ...], bool, str]:
+    from scipy.optimize import minimize  # slow to import, and only needed here
+
+    scale = float(sum(log.n for log in problem.logs))
+    structure, k = problem.structure, size(prior.d, problem.structure)
+
+    def objective(x: np.ndarray) -> tuple[float, np.ndarray]:
+        here = _unpack(problem, prior, x)
+        parts = [evidence_gradient(log, here, problem.flat) for log in problem.logs]
+        total = {name: np.sum([getattr(g, name) for _, g in parts], axis=0) for name in _GRADIENTS}
+        gradient = [pull_back(total["Sigma_0"], x[:k], structure)]
+        if problem.learn_sigma:
+            gradient.append(np.atleast_1d(total["log_sigma"]))
+        if problem.learn_hyper:
+            gradient += [total["mu_q"], pull_back(total["Sigma_q"], x[-k:], structure)]
+        return -sum(value for value, _ in parts) / scale, -np.concatenate(gradient) / scale
+
+    try:
+        x0 = _pack(problem, prior)
+    except np.linalg.LinAlgError:
+        raise ValueError("method 'ml2' needs positive definite covariances to start from; use 'em'") from None
+    trace: list[float] = [-scale * objective(x0)[0]]
+
+    def record(intermediate_result: Any) -> None:
+        trace.append(-scale * float(intermediate_result.fun))
+
+    options = {"maxiter": max_iter, "ftol": tolerance, "gtol": 1e-7}
+    end = minimize(
+        objective, x0, jac=True, method="L-BFGS-B", bounds=_bounds(problem, x0), callback=record, options=options
+    )
+    return _unpack(problem, prior, end.x), tuple(trace), bool(end.success), str(end.message)
+
+
+def _pack(problem: _Problem, prior: GaussianHierarchy) -> Float[np.ndarray, " p"]:
+    """The learned hyper-parameters as one vector: Σ_0, log σ, μ_q, Σ_q."""
+    parts = [pack(prior.Sigma_0, problem.structure)]
+    if problem.learn_sigma:
+        parts.append(np.array([math.log(prior.sigma)]))
+    if problem.learn_hyper:
+        parts += [prior.mu_q, pack(prior.Sigma_q, problem.structure)]
+    return np.concatenate(parts)
+
+
+def _unpack(problem: _Problem, prior: GaussianHierarchy, x: Float[np.ndarray, " p"]) -> GaussianHierarchy:
+    d, k = prior.d, size(prior.d, problem.structure)
+    changes: dict[str, Any] = {"Sigma_0": unpack(x[:k], d, problem.structure)}
+    if problem.learn_sigma:
+        changes["sigma"] = max(math.exp(x[k]), problem.sigma_floor)
+    if problem.learn_hyper:
+        changes |= {"mu_q": x[-k - d : -k], "Sigma_q": unpack(x[-k:], d, problem.structure)}
+    return replace(prior, **changes)
+
+
+def _bounds(problem: _Problem, x0: np.ndarray) -> list[tuple[float | None, float | None]]:
+    """Keep log scales from running to −∞ where the likelihood is largest at a singular covariance."""
+    d = problem.logs[0].d
+    flags = log_scales(d, problem.structure)
+    if problem.learn_sigma:
+        flags = [*flags, False]
+    if problem.learn_hyper:
+        flags = [*flags, *([False] * d), *log_scales(d, problem.structure)]
+    bounds: list[tuple[float | None, float | None]] = [
+        (float(x) - _LOG_RANGE, float(x) + _LOG_RANGE) if flag else (None, None)
+        for x, flag in zip(x0, flags, strict=True)
+    ]
+    if problem.learn_sigma:
+        position = size(d, problem.structure)
+        bounds[position] = (math.log(problem.sigma_floor), float(x0[position]) + _LOG_RANGE)
+    return bounds
+
+
+def _finish(
+    problem: _Problem, prior: GaussianHierarchy, trace: tuple[float, ...], converged: bool, message: str
+) -> HyperparameterFit:
+    value, _, means = _expect(problem, prior)
+    if problem.flat:
+        size_of_mean = float(np.mean((means - prior.mu_q) ** 2))
+        vague = _VAGUE * max(size_of_mean + float(np.trace(prior.Sigma_0)) / prior.d, 1e-12)
+        prior = replace(prior, Sigma_q=vague * np.eye(prior.d))
+    if problem.learn_sigma and prior.sigma <= problem.sigma_floor * (1 + 1e-9):
+        message = f"{message}; the noise reached its floor: the rewards are fitted exactly"
+    return HyperparameterFit(prior, value, trace, "converged" if converged else "max_iter", len(trace) - 1, message)
