@@ -147,7 +147,8 @@ class PeakMeter(Meter):
     Storages are held by weak references, so what autograd saves is followed for as long as the graph keeps it.
     A storage first met as an operand was there before and belongs to the baseline; numpy's memory counts as allocated
     when torch wraps it. Not seen: what an operator allocates and frees inside itself, other threads, and storages that
-    no operator of this thread touches; pass those as `alive` to have them in the baseline.
+    no operator of this thread touches; pass those as `alive` to have them in the baseline. While it is observed,
+    autograd adds up the gradients of a tensor that was used twice out of place, which can cost one more gradient.
 
     Args:
         device: Device type to count, ``"cpu"`` by default; ``"cuda"`` counts tensors, not the allocator's blocks.
