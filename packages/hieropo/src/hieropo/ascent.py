@@ -87,7 +87,7 @@ def climb(
         raise ValueError(f"tolerance must not be negative, got {tolerance}")
     if max_iter < 1:
         raise ValueError(f"max_iter must be at least 1, got {max_iter}")
-    state = start
+    state = before = start
     trace: list[float] = []
     for _ in range(max_iter + 1):
         following, value = step(state)

@@ -22,8 +22,9 @@ class Message(NamedTuple):
     Args:
         W: (I + GΛ)⁻¹G, shape `[n, d, d]`.
         b: (I + GΛ)⁻¹B, shape `[n, d]`.
-        gain: C = (I + ΛG)⁻¹, shape `[n, d, d]`: E[θ | θ_p, data] = C θ_p + Σ̃B.
+        gain: C = (I + ΛG)⁻¹, shape `[n, d, d]`.
         own_cov: Σ̃ = CΛ = cov[θ | θ_p, data], shape `[n, d, d]`.
+        pull: Σ̃B, so that E[θ | θ_p, data] = C θ_p + pull, shape `[n, d]`.
         log_factor: ½BᵀΣ̃B − ½log|I + ΛG|, shape `[n]`.
     """
 
@@ -31,6 +32,7 @@ class Message(NamedTuple):
     b: Float[np.ndarray, "n d"]
     gain: Float[np.ndarray, "n d d"]
     own_cov: Float[np.ndarray, "n d d"]
+    pull: Float[np.ndarray, "n d"]
     log_factor: Float[np.ndarray, " n"]
 
 
@@ -53,8 +55,8 @@ def absorb(cov: Float[np.ndarray, "#n d d"], G: Float[np.ndarray, "n d d"], B: F
     own_cov = symmetric(gain @ cov)
     # |I + GΛ| >= 1: its eigenvalues are those of I + Λ^½ G Λ^½.
     log_determinant = np.linalg.slogdet(system)[1]
-    quadratic = np.einsum("ni,nij,nj->n", B, own_cov, B)
-    return Message(W, b, gain, own_cov, 0.5 * (quadratic - log_determinant))
+    pull = (own_cov @ B[..., None])[..., 0]
+    return Message(W, b, gain, own_cov, pull, 0.5 * (np.sum(B * pull, axis=1) - log_determinant))
 
 
 def transposed(matrix: Float[np.ndarray, "*batch n d"]) -> Float[np.ndarray, "*batch d n"]:

@@ -96,9 +96,9 @@ class TreePosterior:
 
 @dataclass(frozen=True, eq=False)
 class _Upward:
-    """What the upward pass leaves: per node G, B, gain and Σ̃; and the log evidence."""
+    """What the upward pass leaves: per node Σ̃B, gain and Σ̃; and the log evidence."""
 
-    B: Float[np.ndarray, "nodes d"]
+    pull: Float[np.ndarray, "nodes d"]
     gain: Float[np.ndarray, "nodes d d"]
     own_cov: Float[np.ndarray, "nodes d d"]
     log_evidence: float
@@ -132,14 +132,14 @@ def tree_posterior(stats: TaskStatistics, prior: TreePrior) -> TreePosterior:
     """
     up = _upward(stats, prior)
     tree = prior.tree
-    mean = np.empty_like(up.B)
+    mean = np.empty_like(up.pull)
     cov = np.empty_like(up.gain)
-    mean[0] = prior.mean + up.own_cov[0] @ up.B[0]
+    mean[0] = prior.mean + up.pull[0]
     cov[0] = up.own_cov[0]
     for nodes in tree.levels[1:]:
         above = tree.parent[nodes]
         gain = up.gain[nodes]
-        mean[nodes] = (gain @ mean[above][..., None] + up.own_cov[nodes] @ up.B[nodes][..., None])[..., 0]
+        mean[nodes] = (gain @ mean[above][..., None])[..., 0] + up.pull[nodes]
         cov[nodes] = symmetric(up.own_cov[nodes] + gain @ cov[above] @ transposed(gain))
     return TreePosterior(prior, mean, cov, up.gain, up.own_cov, up.log_evidence)
 
@@ -185,12 +185,12 @@ def _upward(stats: TaskStatistics, prior: TreePrior) -> _Upward:
     leaves = leaf_positions(stats, tree)
     G, B = np.zeros((len(tree), d, d)), np.zeros((len(tree), d))
     G[leaves], B[leaves] = stats.gram / prior.sigma**2, stats.moment / prior.sigma**2
-    gain, own_cov = np.zeros_like(G), np.empty_like(G)
+    gain, own_cov, pull = np.zeros_like(G), np.empty_like(G), np.empty_like(B)
     log_evidence = -0.5 * (stats.n * np.log(2 * np.pi * prior.sigma**2) + stats.square.sum() / prior.sigma**2)
     for depth in range(tree.height, 0, -1):
         nodes = tree.levels[depth]
         message = absorb(prior.level_cov(depth), G[nodes], B[nodes])
-        gain[nodes], own_cov[nodes] = message.gain, message.own_cov
+        gain[nodes], own_cov[nodes], pull[nodes] = message.gain, message.own_cov, message.pull
         log_evidence += message.log_factor.sum()
         # Siblings are neighbours, so the sum over the children of each parent is one segmented sum.
         above, first = np.unique(tree.parent[nodes], return_index=True)
@@ -199,5 +199,5 @@ def _upward(stats: TaskStatistics, prior: TreePrior) -> _Upward:
     log_evidence += prior.mean @ B[0] - 0.5 * prior.mean @ G[0] @ prior.mean
     B[0] -= G[0] @ prior.mean
     root = absorb(prior.root_cov[None], G[:1], B[:1])
-    own_cov[0] = root.own_cov[0]
-    return _Upward(B, gain, own_cov, float(log_evidence + root.log_factor[0]))
+    own_cov[0], pull[0] = root.own_cov[0], root.pull[0]
+    return _Upward(pull, gain, own_cov, float(log_evidence + root.log_factor[0]))
