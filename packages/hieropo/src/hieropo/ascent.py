@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, Literal, NamedTuple, TypeVar, final
+from typing import Generic, Literal, TypeVar, final
 
 __all__ = ["Ascent", "EvidenceFit", "climb"]
 
@@ -50,7 +50,9 @@ class EvidenceFit(Generic[Prior]):
         return self.prior
 
 
-class Ascent(NamedTuple, Generic[State]):
+@final
+@dataclass(frozen=True, eq=False)
+class Ascent(Generic[State]):
     """Where a climb ended.
 
     Args:

@@ -7,7 +7,7 @@ statistics smaller than the rows themselves, so the rows are kept, sorted by tas
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
+from typing import final
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ from hieropo.statistics import TaskStatistics
 __all__ = ["LogisticHierarchy", "LogisticRows"]
 
 
+@final
 @dataclass(frozen=True, eq=False)
 class LogisticHierarchy:
     """Two-level Gaussian prior of a logistic model; covariances may be singular.
@@ -51,7 +52,7 @@ class LogisticHierarchy:
             object.__setattr__(self, name, as_covariance(getattr(self, name), mean.size, name))
 
     @classmethod
-    def isotropic(cls, d: int, *, sigma_q: float, sigma_0: float, mu_q: float = 0.0) -> Self:
+    def isotropic(cls, d: int, *, sigma_q: float, sigma_0: float, mu_q: float = 0.0) -> LogisticHierarchy:
         """A prior with covariances `sigma_q² I` and `sigma_0² I`."""
         return cls(np.full(d, float(mu_q)), sigma_q**2 * np.eye(d), sigma_0**2 * np.eye(d))
 
@@ -66,6 +67,7 @@ class LogisticHierarchy:
         return GaussianHierarchy(self.mu_q, self.Sigma_q, self.Sigma_0, 1.0)
 
 
+@final
 @dataclass(frozen=True, eq=False)
 class LogisticRows:
     """A log of binary rewards, sorted by task. Build it with `LogisticRows.from_rows`.
@@ -98,7 +100,7 @@ class LogisticRows:
         return self.rewards.size
 
     @classmethod
-    def empty(cls, d: int) -> Self:
+    def empty(cls, d: int) -> LogisticRows:
         """The log without rows."""
         return cls(np.empty(0, np.int64), np.empty((0, d)), np.empty(0), np.empty(0, np.int64))
 
@@ -109,7 +111,7 @@ class LogisticRows:
         rewards: npt.ArrayLike,
         task_ids: npt.ArrayLike,
         tasks: npt.ArrayLike | None = None,
-    ) -> Self:
+    ) -> LogisticRows:
         """Rows as they were logged, in any order.
 
         Args:

@@ -215,8 +215,8 @@ def mean_probability(
         case "quadrature":
             points, weights = np.polynomial.hermite_e.hermegauss(nodes)
             eta = np.asarray(mean)[..., None] + np.sqrt(variance)[..., None] * points
-            return expit(eta) @ (weights / weights.sum())
+            return np.asarray(expit(eta) @ (weights / weights.sum()))
         case "probit":
-            return expit(mean / np.sqrt(1.0 + np.pi * np.asarray(variance) / 8.0))
+            return np.asarray(expit(mean / np.sqrt(1.0 + np.pi * np.asarray(variance) / 8.0)))
         case _:
             raise ValueError(f"method is 'quadrature' or 'probit', got {method!r}")

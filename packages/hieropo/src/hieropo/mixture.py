@@ -114,8 +114,10 @@ class MixtureHierarchy:
         sigmas = {h.sigma for h in hierarchies}
         if len(sigmas) != 1:
             raise ValueError(f"the hierarchies have noise {sorted(sigmas)}; give at least one, and one common sigma")
-        stacked = [np.array([getattr(h, name) for h in hierarchies]) for name in ("mu_q", "Sigma_q", "Sigma_0")]
-        return cls(np.asarray(weights, float), *stacked, sigmas.pop())
+        mu_q, Sigma_q, Sigma_0 = (
+            np.array([getattr(h, name) for h in hierarchies]) for name in ("mu_q", "Sigma_q", "Sigma_0")
+        )
+        return cls(np.asarray(weights, float), mu_q, Sigma_q, Sigma_0, sigmas.pop())
 
     @property
     def k(self) -> int:

@@ -130,7 +130,7 @@ def fit_mixture(
     *,
     rng: np.random.Generator,
     sigma_q: float | npt.ArrayLike | None = None,
-    mu_q: npt.ArrayLike = 0.0,
+    mu_q: float | npt.ArrayLike = 0.0,
     structure: Structure = "full",
     sigma: float | None = None,
     restarts: int = 10,
@@ -188,7 +188,7 @@ def fit_mixture(
         raise ValueError(f"restarts is {restarts}; give at least 1")
     if not (math.isfinite(floor) and floor > 0):
         raise ValueError(f"floor is {floor}; it must be positive")
-    single = fit_hyperparameters(stats, structure=structure, sigma=sigma).prior
+    single = fit_hyperparameters(stats, mu_q=np.zeros(stats.d), structure=structure, sigma=sigma).prior
     least = floor * max(float(np.trace(single.Sigma_0)) / stats.d, 1e-12)
     problem = _Problem(stats, sigma_q is not None, structure, sigma is None, least)
     hyper = np.zeros((stats.d, stats.d))
@@ -197,7 +197,8 @@ def fit_mixture(
         hyper = cov**2 * np.eye(stats.d) if cov.ndim == 0 else as_covariance(cov, stats.d, "sigma_q")
     mean = np.broadcast_to(np.asarray(mu_q, dtype=float), (stats.d,))
     spread = _at_least(single.Sigma_0, least)
-    base = MixtureHierarchy(np.full(k, 1.0 / k), *(np.array([a] * k) for a in (mean, hyper, spread)), single.sigma)
+    means, hypers, spreads = (np.array([a] * k) for a in (mean, hyper, spread))
+    base = MixtureHierarchy(np.full(k, 1.0 / k), means, hypers, spreads, single.sigma)
     points = infer(stats, single).means
     runs = []
     for _ in range(restarts if k > 1 else 1):

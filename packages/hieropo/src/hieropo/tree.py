@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Self
+from typing import final
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -21,6 +21,7 @@ from hieropo.linalg import as_covariance, psd_factor
 __all__ = ["Tree", "TreePrior"]
 
 
+@final
 @dataclass(frozen=True, eq=False)
 class Tree:
     """A rooted tree in breadth-first order: the root first, every level contiguous, siblings next to each other.
@@ -47,7 +48,7 @@ class Tree:
         object.__setattr__(self, "_position", {label: i for i, label in enumerate(self.labels)})
 
     @classmethod
-    def from_parents(cls, parents: Mapping[Hashable, Hashable]) -> Self:
+    def from_parents(cls, parents: Mapping[Hashable, Hashable]) -> Tree:
         """The tree in which `parents[node]` is the node above; the one label without a parent is the root.
 
         Args:
@@ -68,7 +69,7 @@ class Tree:
         return cls._breadth_first(roots[0], children, len(parents) + 1)
 
     @classmethod
-    def from_paths(cls, paths: Mapping[Hashable, Sequence[Hashable]]) -> Self:
+    def from_paths(cls, paths: Mapping[Hashable, Sequence[Hashable]]) -> Tree:
         """The tree in which task `t` hangs below the groups `paths[t]`, outermost first; an empty path is the root.
 
         A group is named by its whole path as a tuple, so equal names in different branches are different groups;
@@ -103,12 +104,12 @@ class Tree:
         return cls._breadth_first((), children, len(seen) + len(paths))
 
     @classmethod
-    def flat(cls, tasks: Iterable[Hashable], *, root: Hashable = None) -> Self:
+    def flat(cls, tasks: Iterable[Hashable], *, root: Hashable = None) -> Tree:
         """The tree of depth one, the hierarchy of HierOPO: every task directly below the root."""
         return cls.from_parents(dict.fromkeys(tasks, root))
 
     @classmethod
-    def _breadth_first(cls, root: Hashable, children: Mapping[Hashable, list[Hashable]], nodes: int) -> Self:
+    def _breadth_first(cls, root: Hashable, children: Mapping[Hashable, list[Hashable]], nodes: int) -> Tree:
         labels, parent, depth = [root], [-1], [0]
         for position in range(nodes):
             if position >= len(labels):
@@ -169,6 +170,7 @@ class Tree:
         return chain
 
 
+@final
 @dataclass(frozen=True, eq=False)
 class TreePrior:
     """Gaussian tree prior: θ_root ~ N(mean, root_cov), θ_v | θ_parent ~ N(θ_parent, Λ_v), rewards with noise sigma.
@@ -238,7 +240,7 @@ class TreePrior:
         sigma_levels: Sequence[float],
         sigma: float,
         mean: float = 0.0,
-    ) -> Self:
+    ) -> TreePrior:
         """A prior with covariances `sigma_root² I` at the root and `sigma_levels[k]² I` at depth k + 1."""
         eye = np.eye(d)
         covs = np.array([s**2 * eye for s in sigma_levels]).reshape(-1, d, d)

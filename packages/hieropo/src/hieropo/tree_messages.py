@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import final
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -22,6 +23,7 @@ from hieropo.tree import Tree, TreePrior
 __all__ = ["TreePosterior", "tree_log_evidence", "tree_posterior"]
 
 
+@final
 @dataclass(frozen=True, eq=False)
 class TreePosterior:
     """Posterior of every node of a tree, in the tree's order.
@@ -94,6 +96,7 @@ class TreePosterior:
         return chain
 
 
+@final
 @dataclass(frozen=True, eq=False)
 class _Upward:
     """What the upward pass leaves: per node Σ̃B, gain and Σ̃; and the log evidence."""

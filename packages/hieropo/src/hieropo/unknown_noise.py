@@ -72,7 +72,7 @@ class NoisePrior:
         Returns:
             The prior.
         """
-        return cls(GaussianHierarchy.isotropic(d, sigma_q, sigma_0, 1.0, mu_q), shape, scale)
+        return cls(GaussianHierarchy.isotropic(d, sigma_q, sigma_0, 1.0, np.full(d, float(mu_q))), shape, scale)
 
     @property
     def d(self) -> int:
