@@ -1,6 +1,7 @@
 import itertools
 import json
 import math
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -74,8 +75,7 @@ def test_bootstrap_mean_tends_to_the_student_interval(n):
     # The widening turns the bootstrap's normal limit into mean +- t s / sqrt(n). The samples are symmetric, so only the
     # Monte Carlo error of the ends is left, about 0.02 standard errors with 20,000 resamples (0.06 in the tail that the
     # widening reaches for n = 12), and for n = 12 the light tails of a mean of few bounded values.
-    half = stats._NORMAL
-    x = np.array([half.inv_cdf((i + 0.5) / n) for i in range(n)])
+    x = np.array([NormalDist().inv_cdf((i + 0.5) / n) for i in range(n)])
     got = bootstrap_mean(x, rng=np.random.default_rng(0), resamples=20_000)
     error = x.std(ddof=1) / math.sqrt(n)
     reach = student_t_quantile(0.975, n - 1) * error
