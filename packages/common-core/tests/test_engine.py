@@ -284,22 +284,3 @@ def test_what_cannot_be_run_is_refused(jobs):
         run([Task("a", jobs.square)], jobs=0)
     with pytest.raises(ValueError, match="engine='ray'"):
         run([Task("a", jobs.square)], address="auto")
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
-def test_ray_gives_the_same_answers(jobs):
-    tasks = [
-        *sweep(jobs.draw, {"a": {}, "b": {}}, seed=3),
-        Task("exception", jobs.fail, {"text": "no such luck"}),
-        Task("oom", jobs.out_of_memory),
-        Task("timeout", jobs.sleep, {"seconds": 60}, timeout=3),
-    ]
-    here = run(tasks, jobs=2)
-    there = run(tasks, jobs=2, engine="ray")
-    assert list(there) == list(here)
-    assert {key: result.status for key, result in there.items()} == {key: r.status for key, r in here.items()}
-    assert there["a"].value == here["a"].value
-    assert there["b"].value == here["b"].value
-    assert there["exception"].reason == here["exception"].reason
-    assert there["a"].peak_rss_bytes > 0
