@@ -1,6 +1,6 @@
 """HierOPO and its baselines: the same computation under four priors."""
 
-from typing import final
+from typing import Self, final
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,30 @@ class GaussianOPO(StatisticsLearner[HierarchicalPosterior]):
             raise TypeError(f"prior is a {type(prior).__name__}; give a GaussianHierarchy")
         self._prior = prior
         super().__init__(prior.d, alpha, delta, kind)
+
+    @classmethod
+    def restore(
+        cls, prior: GaussianHierarchy, stats: TaskStatistics, alpha: float, delta: float | None, kind: Kind
+    ) -> Self:
+        """An estimator in a given state, for loading: the prior is taken as it is, already transformed.
+
+        Args:
+            prior: What `prior` returned.
+            stats: What `statistics` returned.
+            alpha: Width of the bounds.
+            delta: The failure probability alpha was derived from, if it was.
+            kind: What delta means.
+
+        Returns:
+            The estimator.
+
+        Raises:
+            ValueError: If sizes disagree or an option is out of range.
+        """
+        estimator = cls.__new__(cls)
+        GaussianOPO.__init__(estimator, prior, alpha, None, kind)
+        estimator._delta = delta
+        return estimator.fit_statistics(stats)
 
     @property
     def prior(self) -> GaussianHierarchy:
