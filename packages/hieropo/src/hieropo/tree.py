@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import final
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from hieropo.linalg import as_covariance, psd_factor
 
@@ -135,16 +135,16 @@ class Tree:
         return tuple(slice(int(a), int(b)) for a, b in itertools.pairwise(edges))
 
     @cached_property
-    def leaf_positions(self) -> Int[np.ndarray, " leaves"]:
-        """Positions of the nodes without children."""
-        inner = np.zeros(len(self), dtype=bool)
-        inner[self.parent[1:]] = True
-        return np.flatnonzero(~inner)
+    def is_leaf(self) -> Bool[np.ndarray, " nodes"]:
+        """Which nodes have no children."""
+        leaf = np.ones(len(self), dtype=bool)
+        leaf[self.parent[1:]] = False
+        return leaf
 
     @property
     def leaves(self) -> tuple[Hashable, ...]:
         """Labels of the nodes without children."""
-        return tuple(self.labels[i] for i in self.leaf_positions)
+        return tuple(self.labels[i] for i in np.flatnonzero(self.is_leaf))
 
     def __contains__(self, label: object) -> bool:
         return label in self._position

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 
 from hieropo.linalg import symmetric
 from hieropo.messages import absorb, transposed
+from hieropo.posterior import GaussianPosterior
 from hieropo.statistics import TaskStatistics
 from hieropo.tree import Tree, TreePrior
 
@@ -43,6 +44,51 @@ class TreePosterior:
     gain: Float[np.ndarray, "nodes d d"]
     own_cov: Float[np.ndarray, "nodes d d"]
     log_evidence: float
+
+    def marginal(self, index: int) -> GaussianPosterior:
+        """Posterior of the node at a position; task_cov is what would remain if its parent were known.
+
+        Args:
+            index: Position in the tree.
+
+        Returns:
+            Mean and covariance.
+        """
+        task = self.own_cov[index]
+        if index == 0:
+            return GaussianPosterior(self.mean[0], self.cov[0], task, np.zeros_like(task))
+        above = self.cov[self.prior.tree.parent[index]]
+        hyper = symmetric(self.gain[index] @ above @ self.gain[index].T)
+        return GaussianPosterior(self.mean[index], self.cov[index], task, hyper)
+
+    def new_task(self) -> GaussianPosterior:
+        """Posterior of a task without data in groups without data, as deep as the deepest task."""
+        return self.new_node(self.prior.tree.labels[0], max(1, self.prior.tree.height))
+
+    def new_node(self, below: Hashable, levels: int = 1) -> GaussianPosterior:
+        """Posterior of a node without data: N(mean_g, P_g + Λ of every level in between).
+
+        Args:
+            below: The known node g it hangs below.
+            levels: How many levels below; the nodes in between are new too.
+
+        Returns:
+            Mean and covariance; hyper_cov is that of g.
+
+        Raises:
+            KeyError: The tree has no such node.
+            ValueError: levels < 1, or the prior has no covariance for a node that deep.
+        """
+        tree, covs = self.prior.tree, self.prior.level_covs
+        position = tree.position(below)
+        depth = int(tree.depth[position])
+        if levels < 1 or depth + levels > len(covs):
+            raise ValueError(
+                f"{levels} levels below {below!r} is depth {depth + levels}; the prior has covariances for depths 1 to "
+                f"{len(covs)}, give level_covs for more"
+            )
+        task, hyper = covs[depth : depth + levels].sum(axis=0), self.cov[position]
+        return GaussianPosterior(self.mean[position], task + hyper, task, hyper)
 
     def cross_cov(self, left: Hashable, right: Hashable) -> Float[np.ndarray, "d d"]:
         """Posterior covariance of two nodes through their lowest common ancestor a.
@@ -175,7 +221,7 @@ def leaf_positions(stats: TaskStatistics, tree: Tree) -> Int[np.ndarray, " tasks
         positions = np.array([tree.position(task) for task in stats.tasks.tolist()], dtype=int)
     except KeyError as error:
         raise ValueError(f"{error.args[0]}; every task with rows must be a leaf of the prior's tree") from None
-    inner = np.setdiff1d(positions, tree.leaf_positions)
+    inner = positions[~tree.is_leaf[positions]]
     if inner.size:
         raise ValueError(f"{tree.labels[inner[0]]!r} has rows but is a group of the tree; hang a task below it")
     return positions

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from scipy.special import fdtri, gammaln, stdtrit
 
 from hieropo.evidence import evidence_of
-from hieropo.posterior import HierarchicalPosterior, infer
+from hieropo.posterior import GaussianPosterior, HierarchicalPosterior, infer
 from hieropo.prior import GaussianHierarchy
 from hieropo.statistics import TaskStatistics
 
@@ -112,10 +112,24 @@ class NoisePosterior:
         """E[σ² | D] = scale/(shape − 1); infinite when shape <= 1."""
         return self.scale / (self.shape - 1.0) if self.shape > 1.0 else math.inf
 
-    @property
-    def variance_factor(self) -> float:
-        """Cov[θ_s | D] in units of Σ̂_s, which is E[σ² | D]."""
-        return self.noise_variance
+    def marginal(self, index: int) -> GaussianPosterior:
+        """Centre and scale matrices of the Student-t of a task.
+
+        Args:
+            index: Position of the task.
+
+        Returns:
+            θ̂_s, and noise_scale² times the covariances at noise one.
+        """
+        return self._scaled(self.unit.marginal(index))
+
+    def new_task(self) -> GaussianPosterior:
+        """Centre and scale matrices of the Student-t of a task without data."""
+        return self._scaled(self.unit.new_task())
+
+    def _scaled(self, unit: GaussianPosterior) -> GaussianPosterior:
+        factor = self.scale / self.shape
+        return GaussianPosterior(unit.mean, factor * unit.cov, factor * unit.task_cov, factor * unit.hyper_cov)
 
     def sample(
         self, rng: np.random.Generator, size: int
@@ -199,13 +213,17 @@ def student_alpha(delta: float, *, kind: str, d: int, degrees_of_freedom: float)
     """
     if not 0.0 < delta < 1.0:
         raise ValueError(f"delta is {delta}; it must be a probability between 0 and 1")
+    if kind == "pointwise" and delta > 0.5:
+        raise ValueError(
+            f"delta is {delta}; a pointwise lower bound needs delta <= 0.5, otherwise it is no lower bound"
+        )
     match kind:
         case "pointwise":
             return max(0.0, float(stdtrit(degrees_of_freedom, 1.0 - delta)))
         case "simultaneous":
             return math.sqrt(d * float(fdtri(d, degrees_of_freedom, 1.0 - delta)))
         case _:
-            raise ValueError(f"kind is 'pointwise' or 'simultaneous', got {kind!r}")
+            raise ValueError(f"kind is {kind!r}; with unknown noise give 'pointwise' or 'simultaneous'")
 
 
 def _energy(stats: TaskStatistics, unit: HierarchicalPosterior) -> float:
