@@ -203,6 +203,7 @@ def test_operands_from_before_are_the_baseline():
     with PeakMeter(alive=unused) as meter:
         y = x + 1
         y.mul_(3)
+        assert meter.held_bytes() == 4000  # y, and not x
     reading = meter.reading()
     assert (reading.baseline, reading.peak_added, reading.current_added) == (4040, 4000, 4000)
     with PeakMeter() as meter:

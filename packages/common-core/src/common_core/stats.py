@@ -178,7 +178,9 @@ def bootstrap(
     for start in range(0, resamples, step):
         rows = x[rng.integers(n, size=(min(step, resamples - start), n))]
         replicates[start : start + step] = statistic(rows, axis=1) if at_once else [statistic(row) for row in rows]
-    groups = np.array_split(np.arange(n), min(n, _JACKKNIFE_GROUPS))
+    # Random groups of one size: sorted samples in groups as they come would look skew.
+    count = min(n, _JACKKNIFE_GROUPS)
+    groups = rng.permutation(n)[: n // count * count].reshape(count, -1)
     left_out = np.array([float(statistic(np.delete(x, group, axis=0))) for group in groups])
     if not (np.isfinite(replicates).all() and np.isfinite(left_out).all()):
         return Estimate(value, n=n)
