@@ -348,7 +348,7 @@ def _torch_storages(tensor: Any) -> Iterator[Any]:
         storage = tensor.untyped_storage()
         if storage.device.type != "meta" and storage.nbytes() > 0 and storage.data_ptr() == 0:
             raise RuntimeError("no address")
-    except (RuntimeError, NotImplementedError) as error:
+    except RuntimeError as error:
         raise TypeError(
             f"the memory of a {type(tensor).__name__} with layout {tensor.layout} cannot be found; "
             "a wrapper subclass must define __tensor_flatten__"
