@@ -8,18 +8,15 @@ With weights w_t = π(a_t | x_t) / p_t, p_t the logging policy's probability of 
     DR     mean of Σ_a π(a | x_t) q(x_t, a) + w_t (y_t − q(x_t, a_t))
 """
 
-import math
 from dataclasses import dataclass
 from typing import Literal, final
 
 import numpy as np
 import numpy.typing as npt
 from jaxtyping import Float, Int
-from scipy.special import ndtri
 
-from common_core.stats import Estimate, bootstrap, bootstrap_mean
-
-Interval = Literal["normal", "bernstein", "bootstrap"]
+from common_core.stats import Estimate
+from hieropo.intervals import Interval, mean_interval, ratio_interval, standard_error
 
 
 @final
@@ -138,10 +135,9 @@ def direct_method(
     """
     policy = _distribution(action_dist)
     terms = np.sum(policy * _model(predicted_rewards, policy.shape), axis=1)
-    low, high = _interval(terms, confidence, interval, value_range, rng)
-    n = len(terms)
-    return OffPolicyEstimate(
-        "dm", float(terms.mean()), low, high, _stderr(terms), confidence, interval, n, float(n), 1.0
+    low, high = mean_interval(terms, confidence, interval, value_range, rng)
+    return _result(
+        "dm", float(terms.mean()), low, high, standard_error(terms), confidence, interval, np.ones(len(terms))
     )
 
 
@@ -217,14 +213,12 @@ def self_normalised(
     value = float(weights @ feedback.rewards / total)
     influence = weights * (feedback.rewards - value) / (total / feedback.n)
     if interval == "normal":
-        low, high = _interval(value + influence, confidence, "normal", None, None)
+        low, high = mean_interval(value + influence, confidence, "normal", None, None)
     elif interval == "bootstrap":
-        _check_confidence(confidence)
-        rows = np.stack([weights * feedback.rewards, weights], axis=1)
-        low, high = _ends(bootstrap(rows, _ratio, rng=_needed(rng), confidence=confidence))
+        low, high = ratio_interval(weights * feedback.rewards, weights, confidence, rng)
     else:
         raise ValueError(f"interval is {interval!r}; a ratio has 'normal' and 'bootstrap' intervals only")
-    return _result("snips", value, low, high, _stderr(influence), confidence, interval, weights)
+    return _result("snips", value, low, high, standard_error(influence), confidence, interval, weights)
 
 
 def doubly_robust(
@@ -295,8 +289,8 @@ def _mean_of(
     bounds: tuple[float, float] | None,
     rng: np.random.Generator | None,
 ) -> OffPolicyEstimate:
-    low, high = _interval(terms, confidence, interval, bounds, rng)
-    return _result(name, float(terms.mean()), low, high, _stderr(terms), confidence, interval, weights)
+    low, high = mean_interval(terms, confidence, interval, bounds, rng)
+    return _result(name, float(terms.mean()), low, high, standard_error(terms), confidence, interval, weights)
 
 
 def _result(
@@ -311,57 +305,6 @@ def _result(
 ) -> OffPolicyEstimate:
     ess, top = effective_sample_size(weights), float(weights.max())
     return OffPolicyEstimate(name, value, low, high, stderr, confidence, kind, len(weights), ess, top)
-
-
-def _interval(
-    terms: np.ndarray,
-    confidence: float,
-    kind: Interval,
-    bounds: tuple[float, float] | None,
-    rng: np.random.Generator | None,
-) -> tuple[float, float]:
-    """A two-sided interval for the mean of independent terms."""
-    _check_confidence(confidence)
-    mean, n = float(terms.mean()), len(terms)
-    if kind == "bootstrap":
-        return _ends(bootstrap_mean(terms, rng=_needed(rng), confidence=confidence))
-    if kind == "normal":
-        half = -float(ndtri((1 - confidence) / 2)) * _stderr(terms)
-    elif kind == "bernstein":
-        if bounds is None or n < 2:
-            raise ValueError("interval 'bernstein' needs the range of possible values, and at least two rows")
-        log = math.log(4 / (1 - confidence))  # two sides, each with δ/2 in Maurer and Pontil's log(2/δ)
-        half = math.sqrt(2 * float(terms.var(ddof=1)) * log / n) + 7 * (bounds[1] - bounds[0]) * log / (3 * (n - 1))
-    else:
-        raise ValueError(f"interval is {kind!r}; give 'normal', 'bernstein' or 'bootstrap'")
-    return mean - half, mean + half
-
-
-def _ratio(rows: np.ndarray) -> float:
-    return float(rows[:, 0].sum() / rows[:, 1].sum()) if rows[:, 1].any() else math.nan
-
-
-def _ends(estimate: Estimate) -> tuple[float, float]:
-    """The ends of a bootstrap interval; one that could not be found says nothing."""
-    if estimate.low is None or estimate.high is None:
-        return -math.inf, math.inf
-    return estimate.low, estimate.high
-
-
-def _check_confidence(confidence: float) -> None:
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence is {confidence}; give a probability in (0, 1)")
-
-
-def _needed(rng: np.random.Generator | None) -> np.random.Generator:
-    if rng is None:
-        raise ValueError("interval 'bootstrap' needs rng, e.g. numpy.random.default_rng(0)")
-    return rng
-
-
-def _stderr(terms: np.ndarray) -> float:
-    """Standard error of the mean; unknown, thus infinite, for a single row."""
-    return float(terms.std(ddof=1)) / math.sqrt(len(terms)) if len(terms) > 1 else math.inf
 
 
 def _distribution(action_dist: npt.ArrayLike) -> Float[np.ndarray, "n K"]:

@@ -316,11 +316,12 @@ def _task_sums(features: np.ndarray, rewards: np.ndarray, codes: np.ndarray, m: 
     order = _sorting_order(codes, m)
     start = np.cumsum(count) - count
     by_count = np.argsort(count, kind="stable")
-    sizes, first = np.unique(count[by_count], return_index=True)
+    sizes, first, number = np.unique(count[by_count], return_index=True, return_counts=True)
     rows_at_once = max(1, _CHUNK_ENTRIES // d)
-    for size, group in zip(sizes, np.split(by_count, first[1:]), strict=True):
+    for size, lowest, tasks_of_size in zip(sizes, first, number, strict=True):
+        group = by_count[lowest : lowest + tasks_of_size] if size else by_count[:0]
         together = max(1, rows_at_once // max(size, 1))
-        for lo in range(0, len(group) if size else 0, together):
+        for lo in range(0, len(group), together):
             tasks = group[lo : lo + together]
             for skip in range(0, size, rows_at_once):
                 rows = start[tasks, None] + np.arange(skip, min(size, skip + rows_at_once))
