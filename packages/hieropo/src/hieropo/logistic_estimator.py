@@ -125,7 +125,7 @@ class LogisticHierOPO(PessimisticPolicy):
             The estimator.
 
         Raises:
-            ValueError: If shapes disagree, a number is not finite or a reward neither 0 nor 1; nothing has changed then.
+            ValueError: If shapes disagree or a reward is neither 0 nor 1; nothing has changed then.
             TypeError: If labels or numbers are of the wrong kind.
         """
         return self._learn(LogisticRows.from_rows(features, rewards, task_ids))
