@@ -73,7 +73,10 @@ def lint(session: nox.Session) -> None:
     names = ",".join(f"{name}={module}" for name, module in MODULES.items())
     for name in PACKAGES:
         with session.chdir(ROOT / "packages" / name):
-            session.run("deptry", "src", "--known-first-party", module(name), "--package-module-name-map", names)
+            session.run(
+                "deptry", "src", "--known-first-party", module(name), "--package-module-name-map", names,
+                "--per-rule-ignores", "DEP001=pytest,DEP003=pytest",  # the plugin runs inside pytest only
+            )  # fmt: skip
     session.run("validate-pyproject", *(f"packages/{name}/pyproject.toml" for name in PACKAGES))
     session.run("python", "tools/check_bounds.py")
     session.run("python", "tools/check_names.py")
@@ -151,10 +154,8 @@ def floor(session: nox.Session, package: str) -> None:
     extras = ",".join(table.get("optional-dependencies", {}))
     sources = [f"-e{ROOT / 'packages' / name}" for name in PACKAGES if name != package]
     target = f"-e{ROOT / 'packages' / package}" + (f"[{extras}]" if extras else "")
-    session.run_install(
-        "uv", "pip", "install", "--quiet", "--resolution=lowest-direct", target, *sources, "--group=pyproject.toml:test",
-        external=True,
-    )  # fmt: skip
+    lowest = ("--quiet", "--resolution=lowest-direct", "--group=pyproject.toml:test")
+    session.run_install("uv", "pip", "install", *lowest, target, *sources, external=True)
     # An old release may warn of newer ones; the suite's own warnings are errors in `tests`.
     pytest(session, "-m", "not peer and not gpu and not slow", "-W", "default", f"packages/{package}/tests")
 

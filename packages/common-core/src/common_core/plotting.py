@@ -12,8 +12,8 @@ from typing import Any
 
 try:
     import matplotlib
-    from cycler import cycler
     from matplotlib.figure import Figure
+    from matplotlib.rcsetup import cycler
 except ImportError as error:
     raise ImportError(
         "plotting needs matplotlib, which is not installed: pip install 'repertory-common-core[plot]'"
