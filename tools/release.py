@@ -1,13 +1,15 @@
 """Release one package: check that it can be, build it, and tag the commit as NAME-vX.Y.Z.
 
 Without `--tag` nothing is kept: the checks run, the package is built into a temporary folder, and the tag that would be
-created is printed. Pushing the tag starts the release workflow, which tests the wheel and publishes it.
+created is printed. Pushing the tag starts the release workflow, which checks that the tag fits (`--tagged`), tests, and
+publishes what it built (`--out`).
 """
 
 from __future__ import annotations
 
 import argparse
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -47,8 +49,26 @@ def tag_of(package: Package) -> str:
     return f"{package.folder.name}-v{package.version}"
 
 
-def faults(root: Path, package: Package) -> list[str]:
-    """Return why a package cannot be released now; empty where it can."""
+def find_tagged(root: Path, tag: str) -> Package:
+    """Return the package whose present version a tag names.
+
+    Raises:
+        ReleaseError: There is none.
+    """
+    tags = {tag_of(member): member for member in packages(root)}
+    if tag not in tags:
+        raise ReleaseError(f"the tag {tag} names no package at its present version; these would: {', '.join(tags)}")
+    return tags[tag]
+
+
+def faults(root: Path, package: Package, *, tagged: bool = False) -> list[str]:
+    """Return why a package cannot be released now; empty where it can.
+
+    Args:
+        root: The workspace.
+        package: The package.
+        tagged: Whether its tag exists already, and must.
+    """
     found = []
     try:
         if str(Version(package.version)) != package.version:
@@ -58,7 +78,10 @@ def faults(root: Path, package: Package) -> list[str]:
     found += version_faults(package) + changelog_faults(package)
     if git(root, "status", "--porcelain"):
         found.append("there are changes that are not committed; commit or remove them")
-    if git(root, "tag", "--list", tag_of(package)):
+    exists = bool(git(root, "tag", "--list", tag_of(package)))
+    if tagged and (not exists or git(root, "rev-parse", "HEAD") != git(root, "rev-list", "-n", "1", tag_of(package))):
+        found.append(f"the tag {tag_of(package)} does not stand at the commit that is checked out")
+    if exists and not tagged:
         found.append(f"the tag {tag_of(package)} exists; raise the version: uv version --package {package.name} --bump")
     return found + [str(finding) for finding in check_bounds(root, packages(root))]
 
@@ -104,44 +127,51 @@ def build(root: Path, package: Package, out: Path) -> list[str]:
     return names
 
 
-def release(root: Path, name: str, *, tag: bool) -> list[str]:
-    """Check and build a package; with `tag` tag the present commit.
-
-    Returns:
-        What was done, line by line.
+def check_and_build(root: Path, package: Package, out: Path | None, *, tagged: bool) -> list[str]:
+    """Check and build a package; return the names of the files, which are kept where `out` is given.
 
     Raises:
         ReleaseError: It cannot be released; every reason is listed.
     """
-    package = find(root, name)
-    found = faults(root, package)
+    found = faults(root, package, tagged=tagged)
     if found:
         raise ReleaseError(f"{package.folder.name} {package.version} cannot be released:\n- " + "\n- ".join(found))
     with tempfile.TemporaryDirectory() as folder:
-        lines = [f"built {file}" for file in build(root, package, Path(folder))]
-    label = tag_of(package)
-    if tag:
-        git(root, "tag", "--annotate", label, "--message", f"{package.folder.name} {package.version}")
-        return [*lines, f"created the tag {label}; publish it with: git push origin {label}"]
-    return [*lines, f"would create the tag {label} (give --tag)"]
+        names = build(root, package, Path(folder))
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+            for name in names:
+                shutil.copy(Path(folder) / name, out / name)
+    return names
 
 
 def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
     """Read the command line and release."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("package", help="folder or distribution name")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("package", nargs="?", help="folder or distribution name")
+    what.add_argument("--tagged", metavar="TAG", help="the tag, where it exists already, instead of a package")
+    parser.add_argument("--out", type=Path, help="folder to keep what was built in")
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument(
-        "--dry-run", dest="tag", action="store_false", default=False, help="check and build only (the default)"
+        "--dry-run", dest="tag", action="store_false", default=False, help="check and build (the default)"
     )
     mode.add_argument("--tag", action="store_true", help="create the tag")
     arguments = parser.parse_args(argv)
+    tagged = arguments.tagged is not None
     try:
-        lines = release(root, arguments.package, tag=arguments.tag)
+        package = find_tagged(root, arguments.tagged) if tagged else find(root, arguments.package)
+        names = check_and_build(root, package, arguments.out, tagged=tagged)
     except ReleaseError as error:
         print(f"release: {error}", file=sys.stderr)
         return 1
-    print("\n".join(lines))
+    print("\n".join(f"built {name}" for name in names))
+    label = tag_of(package)
+    if arguments.tag and not tagged:
+        git(root, "tag", "--annotate", label, "--message", f"{package.folder.name} {package.version}")
+        print(f"created the tag {label}; publish it with: git push origin {label}")
+    elif not tagged:
+        print(f"would create the tag {label} (give --tag)")
     return 0
 
 

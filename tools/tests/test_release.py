@@ -52,6 +52,19 @@ def test_the_tag_is_created_once(committed: Path, monkeypatch, capsys) -> None:
     assert "the tag gact-v0.2.0 exists; raise the version" in capsys.readouterr().err
 
 
+def test_a_tagged_commit_is_built_into_a_folder(committed: Path, tmp_path: Path, capsys) -> None:
+    assert release.main(["--tagged", "gact-v0.2.0"], committed) == 1
+    assert "does not stand at the commit" in capsys.readouterr().err
+    git(committed, "tag", "gact-v0.2.0")
+    out = tmp_path / "out"
+    assert release.main(["--tagged", "gact-v0.2.0", "--out", str(out)], committed) == 0
+    assert sorted(file.name for file in out.iterdir()) == ["gact-0.2.0-py3-none-any.whl", "gact-0.2.0.tar.gz"]
+    git(committed, "commit", "-q", "--allow-empty", "-m", "Later")
+    assert release.main(["--tagged", "gact-v0.2.0"], committed) == 1
+    assert release.main(["--tagged", "gact-v0.1.0"], committed) == 1
+    assert "these would: core-v0.1.0, gact-v0.2.0" in capsys.readouterr().err
+
+
 def test_every_reason_is_listed(committed: Path, capsys) -> None:
     folder = committed / "packages" / "gact"
     pyproject = folder / "pyproject.toml"
