@@ -87,7 +87,8 @@ def test_the_blocks_of_a_page_run(page: Path, monkeypatch: pytest.MonkeyPatch, t
 
 
 def test_blocks_share_their_names_in_order() -> None:
-    text = "```python\nx = 3\n```\n- a\n\n  ```pycon\n  >>> x\n  3\n  >>> y = x + 1\n  ```\n\n```python\nassert y == {}\n```\n"
+    session = "- a\n\n  ```pycon\n  >>> x\n  3\n  >>> y = x + 1\n  ```\n\n"
+    text = f"```python\nx = 3\n```\n{session}```python\nassert y == {{}}\n```\n"
     run_all(blocks(text.format(4), "page.md"))
     with pytest.raises(AssertionError) as failed:
         run_all(blocks(text.format(5), "page.md"))
