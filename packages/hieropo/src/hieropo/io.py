@@ -77,7 +77,7 @@ def load(path: str | os.PathLike[str]) -> GaussianOPO:
         An estimator of the class that was saved, with the same predictions to the last bit.
 
     Raises:
-        FileNotFoundError: If there is no such file.
+        OSError: If there is no such file, or it cannot be read.
         FormatError: If the file is not ours, is damaged, or is from a newer version.
     """
     header, arrays = _read(Path(path))
@@ -91,13 +91,12 @@ def load(path: str | os.PathLike[str]) -> GaussianOPO:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    content = io.BytesIO(path.read_bytes())  # from memory: a damaged archive leaves no file open
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(content, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         header = json.loads(bytes(arrays.pop("header")))
         known = header["format"] == FORMAT
-    except FileNotFoundError:
-        raise
     except (OSError, EOFError, KeyError, TypeError, ValueError, AttributeError, zipfile.BadZipFile) as error:
         raise FormatError(f"{path} is not a file that hieropo saved, or it is damaged ({error})") from error
     if not known:

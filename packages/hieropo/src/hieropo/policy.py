@@ -144,10 +144,9 @@ class PessimisticPolicy(ABC):
             ValueError: If a shape is wrong or a row has fewer available actions than `length`.
         """
         features, labels, available = self._arguments(action_features, task_ids, mask)
-        if length < 1 or (available.size and available.sum(axis=1).min() < length):
-            raise ValueError(
-                f"{length} actions wanted, but a row has {int(available.sum(axis=1).min(initial=0))} of them"
-            )
+        fewest = int(available.sum(axis=1).min(initial=available.shape[1]))
+        if not 1 <= length <= fewest:
+            raise ValueError(f"{length} actions wanted, but a row has {fewest} available; mask fewer or ask for less")
         scores = self._score(features, labels)
         return ranked(scores.mean - self.alpha * scores.std, length, available)
 
