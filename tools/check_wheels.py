@@ -240,9 +240,10 @@ def check(
             with tempfile.TemporaryDirectory(prefix="lock-") as name:
                 file = Path(name) / "constraints.txt"
                 file.write_text(lock(member, root), encoding="utf-8")
-                checked = check_wheel(
-                    member, wheels, members, ["--find-links", dist.resolve(), "--constraint", file, *options]
-                )
+                # The cache knows a wheel by its file name, and an earlier build of the same version had the same one.
+                fresh = [part for name in wheels for part in ("--refresh-package", name)]
+                sources = ["--find-links", dist.resolve(), "--constraint", file, *fresh, *options]
+                checked = check_wheel(member, wheels, members, sources)
         except WheelError as error:
             failed += 1
             print(f"{member.name}: {error}", file=sys.stderr)

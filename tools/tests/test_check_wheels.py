@@ -15,6 +15,11 @@ def unlocked(package: object, root: Path) -> str:
     return ""
 
 
+@pytest.fixture(autouse=True)
+def cache_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "cache"))
+
+
 @pytest.fixture
 def two_packages(workspace: Path, make_package, make_wheel) -> Path:
     """A workspace of `common-core` and `gact`, which requires it, and the folder with their wheels."""
@@ -47,6 +52,14 @@ def test_good_wheels_pass(two_packages: Path, workspace: Path, capsys) -> None:
         "repertory-common-core 0.1.0: install, import",
         "gact 0.1.0: install, import, quickstart, gact --help",
     ]
+
+
+def test_a_second_build_of_the_same_version_is_not_taken_from_the_cache(
+    two_packages: Path, workspace: Path, make_wheel
+) -> None:
+    assert run(two_packages, workspace) == 0
+    make_wheel("repertory-common-core", "0.1.0", {"common_core/__init__.py": "OURS = 'later'\n"})
+    assert run(two_packages, workspace) == 0
 
 
 @pytest.mark.parametrize("name", ["repertory-common-core", "common-core"])
