@@ -8,7 +8,7 @@ import pytest
 from workspace import packages
 
 SCRIPT = "def main():\n    print('usage: gact')\n"
-OFFLINE = ("--offline", "--no-index")
+OFFLINE = ("--no-index",)
 
 
 def unlocked(package: object, root: Path) -> str:
