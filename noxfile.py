@@ -119,7 +119,7 @@ def integration(session: nox.Session) -> None:
 def wheels(session: nox.Session) -> None:
     """Build every wheel, install each alone in a fresh environment, and run its quickstart from another folder."""
     sync(session, "--only-group", "tools")
-    dist = session.create_tmp()
+    dist = str(Path(session.create_tmp()).resolve())
     session.run("uv", "build", "--quiet", "--all-packages", "--clear", "--out-dir", dist, external=True)
     session.run("python", "tools/check_wheels.py", dist)
 
