@@ -1,12 +1,15 @@
-"""Every Python block of the pages and READMEs runs; what a console session (`pycon`) shows is what comes out.
+"""Every Python block of the pages and READMEs runs, and shows what comes out.
 
-The blocks of a page are one program, in order. A block is left out when its first line is a comment that begins with
-`# not run:` and gives the reason.
+What is shown stands in a console session (`pycon`) or, in a program, in comments that begin with `#>`. The blocks of a
+page are one program, in order. A block is left out when its first line is a comment that begins with `# not run:` and
+gives the reason.
 """
 
 from __future__ import annotations
 
+import contextlib
 import doctest
+import io
 import re
 import textwrap
 from dataclasses import dataclass
@@ -46,7 +49,11 @@ class Block:
         """Run it with and into `names`; a session must show what comes out."""
         if not self.console:
             # The empty lines in front make tracebacks name the lines of the page.
-            exec(compile("\n" * self.line + self.source, self.page, "exec"), names)
+            with contextlib.redirect_stdout(io.StringIO()) as printed:
+                exec(compile("\n" * self.line + self.source, self.page, "exec"), names)
+            shown_lines = re.findall(r"^#>[^\S\n]?(.*)$", self.source, re.MULTILINE)
+            if shown_lines:
+                assert printed.getvalue().splitlines() == shown_lines, f"{self.page}:{self.line}: prints something else"
             return
         shown: list[str] = []
         session = doctest.DocTestParser().get_doctest(self.source, {}, self.page, self.page, self.line)
@@ -95,6 +102,13 @@ def test_blocks_share_their_names_in_order() -> None:
     assert failed.traceback[-1].lineno + 1 == 13
     with pytest.raises(AssertionError, match="Expected:"):
         run_all(blocks(text.replace("= 3", "= 2"), "page.md"))
+
+
+def test_what_a_program_shows_is_what_it_prints() -> None:
+    text = "```python\nfor number in range(2):\n    print(number)\n#> 0\n#> {}\n```\n"
+    run_all(blocks(text.format(1), "page.md"))
+    with pytest.raises(AssertionError, match=r"page\.md:1: prints something else"):
+        run_all(blocks(text.format(2), "page.md"))
 
 
 def test_a_block_that_is_not_run_says_why() -> None:
