@@ -245,7 +245,7 @@ def test_samples(problem):
 
 
 def test_copies_are_independent(problem):
-    p, est = fitted(problem)
+    _, est = fitted(problem)
     phi = contexts(15)
     for other in (copy.deepcopy(est), pickle.loads(pickle.dumps(est))):
         np.testing.assert_array_equal(other.lower_bound(phi, 4), est.lower_bound(phi, 4))

@@ -74,12 +74,9 @@ def test_means_and_standard_errors_over_repetitions():
     found = {"ips": np.empty((runs, 2)), "snips": np.empty((runs, 2)), "dr": np.empty((runs, 2))}
     for run in range(runs):
         x, log = log_of(n, seed=100 + run)
-        for name, est in (
-            ("ips", ope.inverse_propensity(log, TARGET[x])),
-            ("snips", ope.self_normalised(log, TARGET[x])),
-            ("dr", ope.doubly_robust(log, TARGET[x], MODEL[x])),
-        ):
-            found[name][run] = est.value, est.stderr
+        for name, values in found.items():
+            estimate = evaluate(name, x, log)
+            values[run] = estimate.value, estimate.stderr
     snips_variance = moments(lambda x, a, y: weight(x, a) * (y - VALUE))[1]  # linearised, mean weight one
     exact = {"ips": moments(ips_term)[1], "dr": moments(dr_term)[1], "snips": snips_variance}
     for name, values in found.items():
@@ -88,6 +85,14 @@ def test_means_and_standard_errors_over_repetitions():
         assert values[:, 0].mean() == pytest.approx(VALUE, abs=5 * std / math.sqrt(runs) + 0.005 * (name == "snips"))
         assert values[:, 0].std() == pytest.approx(std, rel=5 / math.sqrt(2 * runs))
         assert values[:, 1].mean() == pytest.approx(std, rel=0.05)
+
+
+def evaluate(estimator, x, log, **options):
+    if estimator == "dm":
+        return ope.direct_method(TARGET[x], MODEL[x], **options)
+    if estimator == "dr":
+        return ope.doubly_robust(log, TARGET[x], MODEL[x], **options)
+    return {"ips": ope.inverse_propensity, "snips": ope.self_normalised}[estimator](log, TARGET[x], **options)
 
 
 INTERVALS = [(e, i) for e in ("ips", "snips", "dr", "dm") for i in ("normal", "bootstrap", "bernstein")]
@@ -107,12 +112,7 @@ def test_intervals_cover(estimator, interval):
             options["value_range"] = (0.0, 1.0)
         elif interval == "bernstein":
             options |= {"reward_range": (0.0, 1.0), "min_propensity": 0.2}
-        found = {
-            "ips": lambda o: ope.inverse_propensity(log, TARGET[x], **o),
-            "snips": lambda o: ope.self_normalised(log, TARGET[x], **o),
-            "dr": lambda o: ope.doubly_robust(log, TARGET[x], MODEL[x], **o),
-            "dm": lambda o: ope.direct_method(TARGET[x], MODEL[x], **o),
-        }[estimator](options)
+        found = evaluate(estimator, x, log, **options)
         assert found.low <= found.value <= found.high
         hits += found.low <= truth <= found.high
     # Coverage 0.9 of 60 runs (0.88 allowed for n = 120): fewer than 42 has probability below 1e-4.

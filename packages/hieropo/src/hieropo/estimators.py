@@ -1,6 +1,8 @@
 """HierOPO and its baselines: the same computation under four priors."""
 
-from typing import Self, final
+# ruff: noqa: PYI019 (typing.Self cannot be checked at run time function by function, as the tests do)
+
+from typing import TypeVar, final
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +17,8 @@ from hieropo.policy import ActionScores
 from hieropo.posterior import HierarchicalPosterior, HyperPosterior, blocks, infer
 from hieropo.prior import GaussianHierarchy
 from hieropo.statistics import TaskStatistics
+
+G = TypeVar("G", bound="GaussianOPO")
 
 
 class GaussianOPO(StatisticsLearner[HierarchicalPosterior]):
@@ -37,8 +41,8 @@ class GaussianOPO(StatisticsLearner[HierarchicalPosterior]):
 
     @classmethod
     def restore(
-        cls, prior: GaussianHierarchy, stats: TaskStatistics, alpha: float, delta: float | None, kind: Kind
-    ) -> Self:
+        cls: type[G], prior: GaussianHierarchy, stats: TaskStatistics, alpha: float, delta: float | None, kind: Kind
+    ) -> G:
         """An estimator in a given state, for loading: the prior is taken as it is, already transformed.
 
         Args:

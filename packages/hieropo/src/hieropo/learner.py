@@ -1,10 +1,12 @@
 """Estimators over sufficient statistics: small mutable shells around frozen state."""
 
+# ruff: noqa: PYI019 (typing.Self cannot be checked at run time function by function, as the tests do)
+
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Generic, Protocol, Self, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy.typing as npt
 
@@ -17,6 +19,7 @@ from hieropo.statistics import TaskStatistics
 _PAPER_ALPHA = 0.1  # in all of the paper's experiments
 
 
+@runtime_checkable
 class TaskPosteriors(Protocol):
     """What a learner needs of a joint posterior."""
 
@@ -30,6 +33,7 @@ class TaskPosteriors(Protocol):
 
 
 P = TypeVar("P", bound=TaskPosteriors)
+L = TypeVar("L", bound="StatisticsLearner[Any]")
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +120,7 @@ class StatisticsLearner(PessimisticPolicy, Generic[P]):
         """The joint posterior of all parameters."""
         return self._knowledge.posterior
 
-    def fit(self, features: npt.ArrayLike, rewards: npt.ArrayLike, task_ids: npt.ArrayLike) -> Self:
+    def fit(self: L, features: npt.ArrayLike, rewards: npt.ArrayLike, task_ids: npt.ArrayLike) -> L:
         """Learn from a log, forgetting anything learned before.
 
         Args:
@@ -133,7 +137,7 @@ class StatisticsLearner(PessimisticPolicy, Generic[P]):
         """
         return self.fit_statistics(TaskStatistics.from_rows(features, rewards, task_ids))
 
-    def fit_statistics(self, stats: TaskStatistics) -> Self:
+    def fit_statistics(self: L, stats: TaskStatistics) -> L:
         """Learn from sufficient statistics, forgetting anything learned before.
 
         Args:
@@ -147,7 +151,7 @@ class StatisticsLearner(PessimisticPolicy, Generic[P]):
         """
         return self._learn(stats)
 
-    def partial_fit(self, features: npt.ArrayLike, rewards: npt.ArrayLike, task_ids: npt.ArrayLike) -> Self:
+    def partial_fit(self: L, features: npt.ArrayLike, rewards: npt.ArrayLike, task_ids: npt.ArrayLike) -> L:
         """Learn from more rows, of known tasks or new ones.
 
         Args:
@@ -164,7 +168,7 @@ class StatisticsLearner(PessimisticPolicy, Generic[P]):
         """
         return self._learn(self.statistics.merge(TaskStatistics.from_rows(features, rewards, task_ids)))
 
-    def merge(self, other: Self | TaskStatistics) -> Self:
+    def merge(self: L, other: L | TaskStatistics) -> L:
         """Learn what another estimator, or other statistics, have seen. The rows must not overlap.
 
         Args:
@@ -182,11 +186,11 @@ class StatisticsLearner(PessimisticPolicy, Generic[P]):
         return self._learn(self.statistics.merge(other if isinstance(other, TaskStatistics) else other.statistics))
 
     def forget(
-        self,
+        self: L,
         *,
         task: Task | None = None,
         rows: tuple[npt.ArrayLike, npt.ArrayLike, npt.ArrayLike] | None = None,
-    ) -> Self:
+    ) -> L:
         """Unlearn a task, or rows, as if they had never been seen.
 
         Args:
@@ -234,7 +238,7 @@ class StatisticsLearner(PessimisticPolicy, Generic[P]):
         stats = self.statistics
         return f"{type(self).__name__}(d={stats.d}, alpha={self.alpha:.4g}, tasks={stats.m}, rows={stats.n})"
 
-    def _learn(self, stats: TaskStatistics) -> Self:
+    def _learn(self: L, stats: TaskStatistics) -> L:
         if stats.d != self.d:
             raise ValueError(f"{stats.d} features given, the prior has {self.d}")
         self._knowledge = Knowledge(stats, self._infer)
