@@ -188,10 +188,10 @@ class LogisticRows:
             raise KeyError(unknown_message(self.tasks, other.tasks[codes < 0][0].item()))
         where: dict[bytes, list[int]] = {}
         for i in np.flatnonzero(np.isin(self.codes, codes)):
-            where.setdefault(_key(self.codes[i], self.features[i], self.rewards[i]), []).append(int(i))
+            where.setdefault(_key(int(self.codes[i]), self.features[i], self.rewards[i]), []).append(int(i))
         gone = []
         for code, phi, reward in zip(codes[other.codes], other.features, other.rewards, strict=True):
-            found = where.get(_key(code, phi, reward))
+            found = where.get(_key(int(code), phi, reward))
             if not found:
                 task = self.tasks[code].item()
                 raise ValueError(

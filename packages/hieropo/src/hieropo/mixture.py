@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, final
 
 import numpy as np
+import numpy.typing as npt
 from jaxtyping import Float, Int
 from scipy.special import logsumexp
 
@@ -78,9 +79,9 @@ class MixtureHierarchy:
     @classmethod
     def known_centres(
         cls,
-        weights: Sequence[float] | Float[np.ndarray, " k"],
-        centres: Sequence[Sequence[float]] | Float[np.ndarray, "k d"],
-        Sigma_0: Sequence[Sequence[Sequence[float]]] | Float[np.ndarray, "k d d"],
+        weights: npt.ArrayLike,
+        centres: npt.ArrayLike,
+        Sigma_0: npt.ArrayLike,
         sigma: float,
     ) -> MixtureHierarchy:
         """A mixture whose centres are known, Σ_q = 0: its posterior is exact.
@@ -98,7 +99,7 @@ class MixtureHierarchy:
         return cls(np.asarray(weights, float), np.asarray(centres, float), np.zeros_like(covs), covs, sigma)
 
     @classmethod
-    def of(cls, weights: Sequence[float], hierarchies: Sequence[GaussianHierarchy]) -> MixtureHierarchy:
+    def of(cls, weights: npt.ArrayLike, hierarchies: Sequence[GaussianHierarchy]) -> MixtureHierarchy:
         """A mixture of two-level priors with one common noise.
 
         Args:
