@@ -32,8 +32,17 @@ REWRITES = [
     (re.compile(r"\\operatorname\*"), r"\\operatorname"),
     (re.compile(r"\\mathbb\{1\}"), "𝟙"),
 ]
-# Delimiters that come through as text after \big, \Big and the like.
-DELIMITERS = {r"\{": "{", r"\}": "}", r"\lbrace": "{", r"\rbrace": "}", r"\|": "‖", r"\lVert": "‖", r"\rVert": "‖"}
+# Delimiters that come through as text after \big, \Big and the like, and a relation that comes as an accent.
+DELIMITERS = {
+    "~": "∼",
+    r"\{": "{",
+    r"\}": "}",
+    r"\lbrace": "{",
+    r"\rbrace": "}",
+    r"\|": "‖",
+    r"\lVert": "‖",
+    r"\rVert": "‖",
+}
 # In a formula of its own line these carry their subscript below.
 UNDER = {"max", "min", "sup", "inf", "lim", "arg\u2009max", "arg\u2009min"}
 CHILDREN = {"mfrac": 2, "msub": 2, "msup": 2, "mover": 2, "munder": 2, "mroot": 2, "msubsup": 3, "munderover": 3}
@@ -84,6 +93,9 @@ def finish(root: ElementTree.Element, block: bool) -> None:
             raise FormulaError(f"unknown command {text}")
         if tag in CHILDREN and len(element) != CHILDREN[tag]:
             raise FormulaError(f"a command lacks an argument ({tag} has {len(element)} of {CHILDREN[tag]})")
+        if tag != "mover":
+            for child in element:
+                child.text = "∼" if child.text == "~" else child.text  # a relation, not an accent
         if block and tag == "msub" and element[0].text in UNDER:
             element.tag = f"{{{NAMESPACE}}}munder"
         if tag == "mo" and (element.text in FENCES or element.text == "/"):

@@ -62,6 +62,11 @@ def test_the_script_of_a_large_delimiter_belongs_to_the_group(mathml) -> None:
     assert [power[0][0].text, power[0][-1].text] == ["(", ")"]
 
 
+def test_a_relation_is_no_accent(mathml) -> None:
+    assert [element.text for element in parsed(mathml, r"x \sim p")[0]] == ["x", "∼", "p"]
+    assert "∼" not in mathml.render(r"\tilde{O}", True)
+
+
 def test_escaped_characters_stay_escaped(mathml) -> None:
     html = '<p><span class="arithmatex">\\(a &lt; b \\&amp; c\\)</span></p>'
     replaced = mathml.replace(html, "page.md")
