@@ -1,6 +1,6 @@
 """The paper's synthetic problem, and what policies lose on it."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,11 +11,12 @@ from common_core.seeding import Streams
 from hieropo.estimators import FlatOPO, GlobalOPO, HierOPO, OracleOPO
 from hieropo.policy import PessimisticPolicy
 from hieropo.prior import GaussianHierarchy
+from hieropo.statistics import TaskStatistics
 
 RUNS = {"quick": 20, "full": 30}  # the paper: 30
 CONTEXTS = {"quick": 100, "full": 1000}  # test contexts of each task
 FEW_ROWS = (100, 200, 500)  # the paper's range of n, where sharing matters
-_BLOCK = 1 << 20  # test contexts times actions scored at a time
+_BLOCK = 1 << 16  # test contexts times actions scored at a time
 
 
 @dataclass(frozen=True)
@@ -77,29 +78,10 @@ def draw(setting: Setting, streams: Streams) -> Problem:
     return Problem(setting, mu, theta, features, np.sum(features * theta[tasks], axis=1) + noise, tasks)
 
 
-def fresh_contexts(
-    setting: Setting, each: int, rng: np.random.Generator
-) -> Iterator[tuple[Float[np.ndarray, "B K d"], Integer[np.ndarray, " B"]]]:
-    """Fresh contexts, equally many of each task, in blocks.
-
-    Args:
-        setting: What to draw from.
-        each: Contexts of each task.
-        rng: Source of randomness.
-
-    Yields:
-        Action features and task labels.
-    """
-    at_once = max(1, _BLOCK // (each * setting.actions))
-    for low in range(0, setting.m, at_once):
-        tasks = np.repeat(np.arange(low, min(low + at_once, setting.m)), each)
-        yield rng.uniform(-0.5, 0.5, (len(tasks), setting.actions, setting.d)), tasks
-
-
 def suboptimality(
     policies: Sequence[PessimisticPolicy], problem: Problem, each: int, rng: np.random.Generator
 ) -> Float[np.ndarray, " policies"]:
-    """Mean over tasks and contexts of max_a φᵀθ_s − φ(π(x))ᵀθ_s, on the same contexts for every policy.
+    """Mean over tasks and fresh contexts of max_a φᵀθ_s − φ(π(x))ᵀθ_s, on the same contexts for every policy.
 
     Args:
         policies: The policies.
@@ -110,24 +92,30 @@ def suboptimality(
     Returns:
         What each policy loses, in units of the reward.
     """
-    lost, count = np.zeros(len(policies)), 0
-    for features, tasks in fresh_contexts(problem.setting, each, rng):
-        value = (features @ problem.theta[tasks][:, :, None])[:, :, 0]
-        best = value.max(axis=1)
-        count += len(tasks)
+    setting, lost = problem.setting, np.zeros(len(policies))
+    at_once = max(1, _BLOCK // (each * setting.actions))
+    for low in range(0, setting.m, at_once):
+        tasks = np.arange(low, min(low + at_once, setting.m))
+        # One row a task with all its contexts side by side: a task's matrices are then looked up once.
+        features = rng.uniform(-0.5, 0.5, (len(tasks), each * setting.actions, setting.d))
+        shape = (len(tasks), each, setting.actions)
+        value = (features @ problem.theta[tasks][:, :, None]).reshape(shape)
+        best = value.max(axis=2)
         for k, policy in enumerate(policies):
-            lost[k] += np.sum(best - np.take_along_axis(value, policy.predict(features, tasks)[:, None], 1)[:, 0])
-    return lost / count
+            actions = np.argmax(policy.lower_bound(features, tasks).reshape(shape), axis=2)
+            lost[k] += np.sum(best - np.take_along_axis(value, actions[:, :, None], 2)[:, :, 0])
+    return lost / (setting.m * each)
 
 
 def learners(problem: Problem) -> dict[str, PessimisticPolicy]:
     """The paper's four learners on the log of a problem, with the paper's α = 0.1 and the true prior."""
-    prior, log = problem.setting.prior, (problem.features, problem.rewards, problem.tasks)
+    prior = problem.setting.prior
+    stats = TaskStatistics.from_rows(problem.features, problem.rewards, problem.tasks)
     return {
-        "Hier": HierOPO(prior).fit(*log),
-        "Flat": FlatOPO(prior).fit(*log),
-        "Oracle": OracleOPO(prior, problem.mu).fit(*log),
-        "Global": GlobalOPO(prior).fit(*log),
+        "Hier": HierOPO(prior).fit_statistics(stats),
+        "Flat": FlatOPO(prior).fit_statistics(stats),
+        "Oracle": OracleOPO(prior, problem.mu).fit_statistics(stats),
+        "Global": GlobalOPO(prior).fit_statistics(stats),
     }
 
 
@@ -135,8 +123,8 @@ def compare(
     settings: Sequence[Setting],
     scale: str,
     seed: int,
-    make: Callable[[Problem], Mapping[str, PessimisticPolicy]] = learners,
     runs: int | None = None,
+    contexts: int | None = None,
 ) -> dict[Setting, dict[str, Float[np.ndarray, " runs"]]]:
     """Suboptimality of learners over runs; run r has the same streams in every setting.
 
@@ -144,13 +132,14 @@ def compare(
         settings: Problems to draw from.
         scale: "quick" or "full".
         seed: The claim's seed.
-        make: From a problem to its learners.
         runs: How many; `RUNS` of the scale if not given.
+        contexts: Test contexts of each task; `CONTEXTS` of the scale if not given.
 
     Returns:
         Setting to learner to losses, one a run.
     """
-    runs, root = runs or RUNS[scale], Streams(seed, "hieropo", "synthetic")
+    runs, contexts = runs or RUNS[scale], contexts or CONTEXTS[scale]
+    root = Streams(seed, "hieropo", "synthetic")
     results: dict[Setting, dict[str, np.ndarray]] = {}
     for done, setting in enumerate(settings):
         rows = []
@@ -158,9 +147,7 @@ def compare(
             report_progress(done * runs + run, len(settings) * runs, f"m = {setting.m}, n = {setting.n}")
             streams = root.child(run)
             problem = draw(setting, streams)
-            made = make(problem)
-            rows.append(suboptimality(list(made.values()), problem, CONTEXTS[scale], streams.numpy("test")))
+            made = learners(problem)
+            rows.append(suboptimality(list(made.values()), problem, contexts, streams.numpy("test")))
         results[setting] = dict(zip(made, np.array(rows).T, strict=True))
     return results
-
-
