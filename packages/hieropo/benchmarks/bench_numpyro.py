@@ -23,7 +23,7 @@ M, D, ROWS = 20, 3, 20
 GOAL = 1e-3  # at least a thousand times faster
 NOTES = (
     "One thread, double precision, one chain, known covariances and noise. Ours: sums, hyper-posterior, means and "
-    "covariances of all tasks, exact to rounding. NUTS: warmup and draws with default settings; what it returns carries "
+    "covariances of all tasks, exact to rounding. NUTS: warmup and draws, default settings; its result carries "
     "Monte Carlo error. The last row is the largest of all |z| = |mean of the draws - exact| sqrt(ESS) / sd over the "
     "means of μ and every θ_s, and the expectation of that maximum if the exact posterior is right."
 )
