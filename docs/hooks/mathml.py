@@ -32,17 +32,10 @@ REWRITES = [
     (re.compile(r"\\operatorname\*"), r"\\operatorname"),
     (re.compile(r"\\mathbb\{1\}"), "𝟙"),
 ]
-# Delimiters that come through as text after \big, \Big and the like, and a relation that comes as an accent.
-DELIMITERS = {
-    "~": "∼",
-    r"\{": "{",
-    r"\}": "}",
-    r"\lbrace": "{",
-    r"\rbrace": "}",
-    r"\|": "‖",
-    r"\lVert": "‖",
-    r"\rVert": "‖",
-}
+# Delimiters that come through as text after \big, \Big and the like.
+DELIMITERS = {r"\{": "{", r"\}": "}", r"\lbrace": "{", r"\rbrace": "}", r"\|": "‖", r"\lVert": "‖", r"\rVert": "‖"}
+# Relations and delimiters that come as identifiers, which have no space around them; the tilde comes as an accent.
+OPERATORS = {"~": "∼"} | {sign: sign for sign in "⟂⪰⪯⧵±∓:;‖⟨⟩⌊⌋⌈⌉"}
 # In a formula of its own line these carry their subscript below.
 UNDER = {"max", "min", "sup", "inf", "lim", "arg\u2009max", "arg\u2009min"}
 CHILDREN = {"mfrac": 2, "msub": 2, "msup": 2, "mover": 2, "munder": 2, "mroot": 2, "msubsup": 3, "munderover": 3}
@@ -93,9 +86,8 @@ def finish(root: ElementTree.Element, block: bool) -> None:
             raise FormulaError(f"unknown command {text}")
         if tag in CHILDREN and len(element) != CHILDREN[tag]:
             raise FormulaError(f"a command lacks an argument ({tag} has {len(element)} of {CHILDREN[tag]})")
-        if tag != "mover":
-            for child in element:
-                child.text = "∼" if child.text == "~" else child.text  # a relation, not an accent
+        if tag == "mi" and text in OPERATORS:
+            tag, element.tag, element.text = "mo", f"{{{NAMESPACE}}}mo", OPERATORS[text]
         if block and tag == "msub" and element[0].text in UNDER:
             element.tag = f"{{{NAMESPACE}}}munder"
         if tag == "mo" and (element.text in FENCES or element.text == "/"):

@@ -62,9 +62,18 @@ def test_the_script_of_a_large_delimiter_belongs_to_the_group(mathml) -> None:
     assert [power[0][0].text, power[0][-1].text] == ["(", ")"]
 
 
-def test_a_relation_is_no_accent(mathml) -> None:
-    assert [element.text for element in parsed(mathml, r"x \sim p")[0]] == ["x", "∼", "p"]
-    assert "∼" not in mathml.render(r"\tilde{O}", True)
+@pytest.mark.parametrize(("tex", "sign"), [(r"\sim", "∼"), (r"\succeq", "⪰"), (r"\pm", "±"), (r"\le", "≤"), (":", ":")])
+def test_relations_have_space_around_them(mathml, tex: str, sign: str) -> None:
+    (row,) = parsed(mathml, f"x {tex} p")
+    assert [(element.tag.removeprefix(SPACE), element.text) for element in row] == [
+        ("mi", "x"),
+        ("mo", sign),
+        ("mi", "p"),
+    ]
+
+
+def test_an_accent_is_no_relation(mathml) -> None:
+    assert mathml.OPERATORS["~"] not in mathml.render(r"\tilde{O}", True)
 
 
 def test_escaped_characters_stay_escaped(mathml) -> None:
