@@ -31,6 +31,7 @@ REWRITES = [
     (re.compile(r"\\arg(?![A-Za-z])"), r"\\operatorname{arg}"),
     (re.compile(r"\\operatorname\*"), r"\\operatorname"),
     (re.compile(r"\\mathbb\{1\}"), "𝟙"),
+    (re.compile(r":="), r"\\coloneqq "),
 ]
 # Delimiters that come through as text after \big, \Big and the like.
 DELIMITERS = {r"\{": "{", r"\}": "}", r"\lbrace": "{", r"\rbrace": "}", r"\|": "‖", r"\lVert": "‖", r"\rVert": "‖"}
@@ -92,7 +93,7 @@ def finish(root: ElementTree.Element, block: bool) -> None:
             element.tag = f"{{{NAMESPACE}}}munder"
         if tag == "mo" and (element.text in FENCES or element.text == "/"):
             element.attrib |= {"lspace": "0", "rspace": "0"}
-            if element.text in {"|", "‖", "/"}:
+            if text in OPERATORS or element.text in {"|", "‖", "/"}:
                 element.attrib.setdefault("stretchy", "false")
     for element in list(root.iter()):
         space_words(element)

@@ -62,7 +62,9 @@ def test_the_script_of_a_large_delimiter_belongs_to_the_group(mathml) -> None:
     assert [power[0][0].text, power[0][-1].text] == ["(", ")"]
 
 
-@pytest.mark.parametrize(("tex", "sign"), [(r"\sim", "∼"), (r"\succeq", "⪰"), (r"\pm", "±"), (r"\le", "≤"), (":", ":")])
+@pytest.mark.parametrize(
+    ("tex", "sign"), [(r"\sim", "∼"), (r"\succeq", "⪰"), (r"\pm", "±"), (r"\le", "≤"), (":=", "≔")]
+)
 def test_relations_have_space_around_them(mathml, tex: str, sign: str) -> None:
     (row,) = parsed(mathml, f"x {tex} p")
     assert [(element.tag.removeprefix(SPACE), element.text) for element in row] == [
