@@ -114,7 +114,7 @@ def test_nothing_has_changed_after_an_error(learned, change, error, message):
         (np.full((2, 3, 2), np.nan), "a", None, ValueError, r"action_features\[0\] is not finite"),
         (np.zeros((2, 3, 2), complex), "a", None, TypeError, "real numbers"),
         (np.zeros((2, 3, 2)), ["a"], None, ValueError, "task_ids has shape"),
-        (np.zeros((2, 3, 2)), 1.5, None, TypeError, "dtype float64"),
+        (np.zeros((2, 3, 2)), np.array(1.5), None, TypeError, "dtype float64"),
         (np.zeros((2, 3, 2)), "a", np.ones((2, 3)), ValueError, "mask has dtype float64"),
         (np.zeros((2, 3, 2)), "a", np.ones((3, 2), bool), ValueError, "mask has dtype bool and shape"),
         (np.zeros((2, 3, 2)), "a", np.zeros((2, 3), bool), ValueError, "0 available"),
@@ -141,5 +141,5 @@ def test_bad_certificates(learned):
         learned.certificate(EYE, "a", rng=rng, draws=1)
     with pytest.raises(ValueError, match="at least one context"):
         learned.certificate(np.zeros((0, 2, 2)), "a", rng=rng)
-    with pytest.raises(ValueError, match="delta is 2"):
-        learned.certificate(EYE, "a", rng=rng, delta=2)
+    with pytest.raises(ValueError, match="delta is 2.0"):
+        learned.certificate(EYE, "a", rng=rng, delta=2.0)

@@ -183,7 +183,7 @@ def test_ties_go_to_the_lowest_index(problem):
     phi = contexts(9, rows=200, actions=1)
     repeated = np.repeat(phi, 7, axis=1)
     assert not est.predict(repeated, 4).any()
-    assert not HierOPO(GaussianHierarchy.isotropic(3, 1, 1, 1)).predict(np.zeros((2, 3, 3)), 0).any()
+    assert not HierOPO(GaussianHierarchy.isotropic(3, 1.0, 1.0, 1.0)).predict(np.zeros((2, 3, 3)), 0).any()
     np.testing.assert_array_equal(est.rank(repeated[:3], 4, 3), [[0, 1, 2]] * 3)
 
 

@@ -148,8 +148,8 @@ def test_rewards_without_noise_end_at_the_floor():
         ({"sigma_q": -np.eye(3)}, "not positive semi-definite"),
         ({"max_iter": 0}, "max_iter"),
         ({"sigma": -1.0}, "sigma is -1.0"),
-        ({"start": GaussianHierarchy.isotropic(2, 1, 1, 1)}, "start has 2 features"),
-        ({"method": "ml2", "start": GaussianHierarchy.isotropic(3, 1, 0, 1)}, "positive definite"),
+        ({"start": GaussianHierarchy.isotropic(2, 1.0, 1.0, 1.0)}, "start has 2 features"),
+        ({"method": "ml2", "start": GaussianHierarchy.isotropic(3, 1.0, 0.0, 1.0)}, "positive definite"),
     ],
 )
 def test_wrong_options_are_refused(problem, options, message):

@@ -2,11 +2,12 @@
 
 import io
 import json
+from typing import final
 
 import numpy as np
 import pytest
 
-from hieropo.estimators import FlatOPO, GlobalOPO, HierOPO, OracleOPO
+from hieropo.estimators import FlatOPO, GaussianOPO, GlobalOPO, HierOPO, OracleOPO
 from hieropo.io import VERSION, FormatError, load, save
 
 
@@ -90,8 +91,17 @@ def test_foreign_files_are_refused(problem, tmp_path):
         load(tmp_path / "arrays.npz")
     with pytest.raises(FileNotFoundError):
         load(tmp_path / "nowhere.npz")
-    with pytest.raises(TypeError, match="cannot save a dict"):
-        save({}, path)
+
+
+@final
+class Mine(GaussianOPO):
+    def __init__(self, prior):
+        super().__init__(prior, 0.1, None, "simultaneous")
+
+
+def test_other_classes_are_refused(problem, tmp_path):
+    with pytest.raises(TypeError, match="cannot save a Mine"):
+        save(Mine(problem().prior), tmp_path / "policy.npz")
 
 
 def test_pickled_content_is_never_executed(tmp_path):

@@ -40,7 +40,7 @@ def test_restricted_log_evidence_by_hand():
 def test_theorem_one_is_twice_alpha_times_the_width():
     # With isotropic prior and G = γ n σ⁻² I, every unit vector has posterior variance 1/(σ_0⁻² + γ n/σ²);
     # the theorem adds √d because E[φφᵀ] has trace at most one.
-    d, sigma_0, sigma, n, delta, gamma = 4, 0.5, 0.3, 37, 0.1, 0.5
+    d, sigma_0, sigma, n, delta, gamma = 4, 0.5, 0.3, 37.0, 0.1, 0.5
     bound = theory.single_task_bound(sigma_0**2 * np.eye(d), sigma, n, delta, gamma)
     width = math.sqrt(1 / (sigma_0**-2 + gamma * n / sigma**2))
     assert bound == pytest.approx(2 * alpha_from_delta(delta, d, "paper") * math.sqrt(d) * width)
@@ -77,9 +77,9 @@ def test_shape_of_the_bounds():
     assert hyper(counts=np.full(10**6, 50)) < 0.01 * hyper()
     assert hyper(gamma=0.1) > hyper()
     assert hyper(kappa=np.array([4.0, 1.0, 4.0])) > hyper()
-    flat = theory.flat_bound(cov_q, cov_0, 0.5, 50, 0.1)
-    assert flat == theory.single_task_bound(cov_q + cov_0, 0.5, 50, 0.1)
-    assert flat > theory.single_task_bound(cov_0, 0.5, 50, 0.1)
+    flat = theory.flat_bound(cov_q, cov_0, 0.5, 50.0, 0.1)
+    assert flat == theory.single_task_bound(cov_q + cov_0, 0.5, 50.0, 0.1)
+    assert flat > theory.single_task_bound(cov_0, 0.5, 50.0, 0.1)
     assert theory.union_delta(0.1, 4) == 0.025
     large = [theory.single_task_bound(cov_0, 0.5, n, 0.1) for n in (1e8, 4e8)]
     assert large[0] / large[1] == pytest.approx(2.0, rel=1e-6)
@@ -87,9 +87,9 @@ def test_shape_of_the_bounds():
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"delta": 0.5}, "1/e"), ({"gamma": 0.0}, "gamma"), ({"sigma": 0.0}, "sigma"), ({"n": -1}, "n -1")],
+    [({"delta": 0.5}, "1/e"), ({"gamma": 0.0}, "gamma"), ({"sigma": 0.0}, "sigma"), ({"n": -1.0}, "n -1")],
 )
 def test_bounds_refuse(changes, message):
-    arguments = {"cov": np.eye(2), "sigma": 0.5, "n": 10, "delta": 0.1, "gamma": 1.0} | changes
+    arguments = {"cov": np.eye(2), "sigma": 0.5, "n": 10.0, "delta": 0.1, "gamma": 1.0} | changes
     with pytest.raises(ValueError, match=message):
         theory.single_task_bound(**arguments)

@@ -9,7 +9,7 @@ Kind = Literal["simultaneous", "pointwise", "paper"]
 KINDS: tuple[Kind, ...] = ("simultaneous", "pointwise", "paper")
 
 
-def alpha_from_delta(delta: float, d: int, kind: Kind = "simultaneous") -> float:
+def alpha_from_delta(delta: float, d: int, kind: Kind | str = "simultaneous") -> float:
     """α such that φᵀθ >= φᵀθ̂ − α √(φᵀΣ̂φ) with posterior probability at least 1 − δ.
 
     - "simultaneous": √χ²_{d,1−δ}, for all φ of one task at once, from both sides: exact for the ellipsoid

@@ -31,7 +31,7 @@ class GaussianOPO(StatisticsLearner[HierarchicalPosterior]):
         kind: "simultaneous", "pointwise" or "paper": what delta means.
     """
 
-    def __init__(self, prior: GaussianHierarchy, alpha: float | None, delta: float | None, kind: Kind) -> None:
+    def __init__(self, prior: GaussianHierarchy, alpha: float | None, delta: float | None, kind: Kind | str) -> None:
         if type(self) is GaussianOPO:
             raise TypeError("GaussianOPO is abstract; use HierOPO, FlatOPO, OracleOPO or GlobalOPO")
         if not isinstance(prior, GaussianHierarchy):
@@ -41,7 +41,12 @@ class GaussianOPO(StatisticsLearner[HierarchicalPosterior]):
 
     @classmethod
     def restore(
-        cls: type[G], prior: GaussianHierarchy, stats: TaskStatistics, alpha: float, delta: float | None, kind: Kind
+        cls: type[G],
+        prior: GaussianHierarchy,
+        stats: TaskStatistics,
+        alpha: float,
+        delta: float | None,
+        kind: Kind | str,
     ) -> G:
         """An estimator in a given state, for loading: the prior is taken as it is, already transformed.
 
@@ -185,7 +190,7 @@ class HierOPO(GaussianOPO):
         alpha: float | None = None,
         *,
         delta: float | None = None,
-        kind: Kind = "simultaneous",
+        kind: Kind | str = "simultaneous",
     ) -> None:
         super().__init__(prior, alpha, delta, kind)
 
@@ -207,7 +212,7 @@ class FlatOPO(GaussianOPO):
         alpha: float | None = None,
         *,
         delta: float | None = None,
-        kind: Kind = "simultaneous",
+        kind: Kind | str = "simultaneous",
     ) -> None:
         super().__init__(prior.marginal, alpha, delta, kind)
 
@@ -231,7 +236,7 @@ class OracleOPO(GaussianOPO):
         alpha: float | None = None,
         *,
         delta: float | None = None,
-        kind: Kind = "simultaneous",
+        kind: Kind | str = "simultaneous",
     ) -> None:
         super().__init__(prior.given_mean(mu), alpha, delta, kind)
 
@@ -253,7 +258,7 @@ class GlobalOPO(GaussianOPO):
         alpha: float | None = None,
         *,
         delta: float | None = None,
-        kind: Kind = "simultaneous",
+        kind: Kind | str = "simultaneous",
     ) -> None:
         super().__init__(prior.pooled, alpha, delta, kind)
 

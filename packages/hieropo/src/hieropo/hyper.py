@@ -75,11 +75,11 @@ class _Problem:
 
 def fit_hyperparameters(
     stats: TaskStatistics | Sequence[TaskStatistics],
-    method: Literal["em", "ml2"] = "em",
+    method: str = "em",
     *,
     sigma_q: Literal["flat", "learn"] | float | npt.ArrayLike | None = None,
-    mu_q: npt.ArrayLike = 0.0,
-    structure: Structure = "full",
+    mu_q: npt.ArrayLike | float = 0.0,
+    structure: Structure | str = "full",
     sigma: float | None = None,
     start: GaussianHierarchy | None = None,
     max_iter: int = 500,
@@ -174,7 +174,7 @@ def _with_data(stats: TaskStatistics | Sequence[TaskStatistics]) -> tuple[TaskSt
 def _start(
     logs: tuple[TaskStatistics, ...],
     sigma_q: str | float | npt.ArrayLike,
-    mu_q: npt.ArrayLike,
+    mu_q: npt.ArrayLike | float,
     structure: Structure,
     sigma: float | None,
     start: GaussianHierarchy | None,

@@ -27,7 +27,7 @@ def standard_error(terms: Float[np.ndarray, " n"]) -> float:
 def mean_interval(
     terms: Float[np.ndarray, " n"],
     confidence: float,
-    kind: Interval,
+    kind: Interval | str,
     bounds: tuple[float, float] | None,
     rng: np.random.Generator | None,
 ) -> tuple[float, float]:

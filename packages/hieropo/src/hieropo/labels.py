@@ -7,6 +7,7 @@ import numpy.typing as npt
 from jaxtyping import Integer
 
 Task = int | str
+TaskIds = npt.ArrayLike | int
 Labels = np.ndarray  # one-dimensional, dtype int64 or fixed-width unicode, strictly increasing
 
 

@@ -72,7 +72,7 @@ class StatisticsLearner(PessimisticPolicy, Generic[P]):
         ValueError: If both alpha and delta are given, or one is out of range.
     """
 
-    def __init__(self, d: int, alpha: float | None, delta: float | None, kind: Kind) -> None:
+    def __init__(self, d: int, alpha: float | None, delta: float | None, kind: Kind | str) -> None:
         if alpha is not None and delta is not None:
             raise ValueError(f"alpha={alpha} and delta={delta} are both given; give one of them")
         if delta is not None:
@@ -101,7 +101,7 @@ class StatisticsLearner(PessimisticPolicy, Generic[P]):
         return self._delta
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> str:
         """What delta means."""
         return self._kind
 

@@ -9,11 +9,11 @@ With weights w_t = π(a_t | x_t) / p_t, p_t the logging policy's probability of 
 """
 
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import final
 
 import numpy as np
 import numpy.typing as npt
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from common_core.stats import Estimate
 from hieropo.intervals import Interval, mean_interval, ratio_interval, standard_error
@@ -43,7 +43,7 @@ class OffPolicyEstimate:
     high: float
     stderr: float
     confidence: float
-    interval: Interval
+    interval: str
     n: int
     effective_n: float
     max_weight: float
@@ -69,9 +69,9 @@ class LoggedFeedback:
         TypeError: If actions are not integers.
     """
 
-    actions: Int[np.ndarray, " n"]
-    rewards: Float[np.ndarray, " n"]
-    propensities: Float[np.ndarray, " n"]
+    actions: np.ndarray
+    rewards: np.ndarray
+    propensities: np.ndarray
 
     def __post_init__(self) -> None:
         actions = np.asarray(self.actions)
@@ -111,7 +111,7 @@ def direct_method(
     predicted_rewards: npt.ArrayLike,
     *,
     confidence: float = 0.95,
-    interval: Interval = "normal",
+    interval: Interval | str = "normal",
     value_range: tuple[float, float] | None = None,
     rng: np.random.Generator | None = None,
 ) -> OffPolicyEstimate:
@@ -146,7 +146,7 @@ def inverse_propensity(
     action_dist: npt.ArrayLike,
     *,
     confidence: float = 0.95,
-    interval: Interval = "normal",
+    interval: Interval | str = "normal",
     reward_range: tuple[float, float] | None = None,
     min_propensity: float | None = None,
     rng: np.random.Generator | None = None,
@@ -187,7 +187,7 @@ def self_normalised(
     action_dist: npt.ArrayLike,
     *,
     confidence: float = 0.95,
-    interval: Literal["normal", "bootstrap"] = "normal",
+    interval: str = "normal",
     rng: np.random.Generator | None = None,
 ) -> OffPolicyEstimate:
     """SNIPS: Σ w y / Σ w, slightly biased, bounded by the rewards, and unmoved by a constant added to all of them.
@@ -227,7 +227,7 @@ def doubly_robust(
     predicted_rewards: npt.ArrayLike,
     *,
     confidence: float = 0.95,
-    interval: Interval = "normal",
+    interval: Interval | str = "normal",
     reward_range: tuple[float, float] | None = None,
     min_propensity: float | None = None,
     rng: np.random.Generator | None = None,
@@ -285,7 +285,7 @@ def _mean_of(
     weights: np.ndarray,
     name: str,
     confidence: float,
-    interval: Interval,
+    interval: str,
     bounds: tuple[float, float] | None,
     rng: np.random.Generator | None,
 ) -> OffPolicyEstimate:
@@ -300,7 +300,7 @@ def _result(
     high: float,
     stderr: float,
     confidence: float,
-    kind: Interval,
+    kind: str,
     weights: np.ndarray,
 ) -> OffPolicyEstimate:
     ess, top = effective_sample_size(weights), float(weights.max())

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Bool, Float, Integer
 
-from hieropo.labels import as_labels
+from hieropo.labels import TaskIds, as_labels
 
 _TIE = 1e-12  # relative; bounds of duplicated actions may differ by rounding, and must not decide
 
@@ -60,7 +60,7 @@ class PessimisticPolicy(ABC):
     def _score(self, features: Float[np.ndarray, "B K d"], labels: np.ndarray) -> ActionScores:
         """Means and variances of φᵀθ for checked features and labels [B], from one state of the estimator."""
 
-    def uncertainty(self, action_features: npt.ArrayLike, task_ids: npt.ArrayLike) -> ActionScores:
+    def uncertainty(self, action_features: npt.ArrayLike, task_ids: TaskIds) -> ActionScores:
         """Mean reward of every action and its variance, split in the task's part and the hyper-prior's part.
 
         Args:
@@ -76,7 +76,7 @@ class PessimisticPolicy(ABC):
         features, labels, _ = self._arguments(action_features, task_ids, None)
         return self._score(features, labels)
 
-    def lower_bound(self, action_features: npt.ArrayLike, task_ids: npt.ArrayLike) -> Float[np.ndarray, "B K"]:
+    def lower_bound(self, action_features: npt.ArrayLike, task_ids: TaskIds) -> Float[np.ndarray, "B K"]:
         """L(x, a) = φᵀθ̂ − α √(φᵀΣ̂φ).
 
         Args:
@@ -89,7 +89,7 @@ class PessimisticPolicy(ABC):
         scores = self.uncertainty(action_features, task_ids)
         return scores.mean - self.alpha * scores.std
 
-    def upper_bound(self, action_features: npt.ArrayLike, task_ids: npt.ArrayLike) -> Float[np.ndarray, "B K"]:
+    def upper_bound(self, action_features: npt.ArrayLike, task_ids: TaskIds) -> Float[np.ndarray, "B K"]:
         """U(x, a) = φᵀθ̂ + α √(φᵀΣ̂φ).
 
         Args:
@@ -103,7 +103,7 @@ class PessimisticPolicy(ABC):
         return scores.mean + self.alpha * scores.std
 
     def predict(
-        self, action_features: npt.ArrayLike, task_ids: npt.ArrayLike, mask: npt.ArrayLike | None = None
+        self, action_features: npt.ArrayLike, task_ids: TaskIds, mask: npt.ArrayLike | None = None
     ) -> Integer[np.ndarray, " B"]:
         """The action with the largest lower bound; the lowest index among ties.
 
@@ -125,7 +125,7 @@ class PessimisticPolicy(ABC):
     def rank(
         self,
         action_features: npt.ArrayLike,
-        task_ids: npt.ArrayLike,
+        task_ids: TaskIds,
         length: int,
         mask: npt.ArrayLike | None = None,
     ) -> Integer[np.ndarray, "B length"]:
@@ -153,7 +153,7 @@ class PessimisticPolicy(ABC):
     def to_action_dist(
         self,
         action_features: npt.ArrayLike,
-        task_ids: npt.ArrayLike,
+        task_ids: TaskIds,
         len_list: int = 1,
         mask: npt.ArrayLike | None = None,
     ) -> Float[np.ndarray, "B K {len_list}"]:
@@ -174,7 +174,7 @@ class PessimisticPolicy(ABC):
         return dist
 
     def _arguments(
-        self, action_features: npt.ArrayLike, task_ids: npt.ArrayLike, mask: npt.ArrayLike | None
+        self, action_features: npt.ArrayLike, task_ids: TaskIds, mask: npt.ArrayLike | None
     ) -> tuple[np.ndarray, np.ndarray, Bool[np.ndarray, "B K"]]:
         """Checked features [B, K, d] (zero where masked), labels [B] and mask [B, K]."""
         features = np.asarray(action_features)

@@ -36,9 +36,9 @@ class GaussianHierarchy:
         [1.25, 1.25]
     """
 
-    mu_q: Float[np.ndarray, " d"]
-    Sigma_q: Float[np.ndarray, "d d"]
-    Sigma_0: Float[np.ndarray, "d d"]
+    mu_q: np.ndarray
+    Sigma_q: np.ndarray
+    Sigma_0: np.ndarray
     sigma: float
 
     def __post_init__(self) -> None:
@@ -62,7 +62,7 @@ class GaussianHierarchy:
 
     @classmethod
     def isotropic(
-        cls, d: int, sigma_q: float, sigma_0: float, sigma: float, mu_q: npt.ArrayLike = 0.0
+        cls, d: int, sigma_q: float, sigma_0: float, sigma: float, mu_q: npt.ArrayLike | float = 0.0
     ) -> "GaussianHierarchy":
         """Prior with Σ_q = σ_q² I and Σ_0 = σ_0² I.
 

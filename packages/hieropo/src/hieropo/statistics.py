@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from jaxtyping import Float, Integer
+from jaxtyping import Integer
 
 from hieropo.labels import Task, as_labels, factorise, positions, same_kind, unknown_message
 
@@ -34,10 +34,10 @@ class TaskStatistics:
     """
 
     tasks: np.ndarray
-    count: Integer[np.ndarray, " m"]
-    gram: Float[np.ndarray, "m d d"]
-    moment: Float[np.ndarray, "m d"]
-    square: Float[np.ndarray, " m"]
+    count: np.ndarray
+    gram: np.ndarray
+    moment: np.ndarray
+    square: np.ndarray
 
     def __post_init__(self) -> None:
         tasks = as_labels(self.tasks, "tasks")
