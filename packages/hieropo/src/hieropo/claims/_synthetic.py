@@ -14,7 +14,7 @@ from hieropo.prior import GaussianHierarchy
 from hieropo.statistics import TaskStatistics
 
 RUNS = {"quick": 20, "full": 30}  # the paper: 30
-CONTEXTS = {"quick": 100, "full": 1000}  # test contexts of each task
+CONTEXTS = {"quick": 60, "full": 1000}  # test contexts of each task
 FEW_ROWS = (100, 200, 500)  # the paper's range of n, where sharing matters
 _BLOCK = 1 << 16  # test contexts times actions scored at a time
 
