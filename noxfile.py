@@ -9,6 +9,8 @@ other's, so an undeclared import fails there. Arguments after ``--`` go to the t
 """
 
 import os
+import shutil
+import sys
 import tomllib
 from pathlib import Path
 
@@ -97,7 +99,8 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session, package: str) -> None:
     """Unit and property tests and docstring examples of one package, in an environment of its own; or of the tools."""
     if package == "tools":
-        sync(session, "--all-packages", "--all-extras", "--group=test", "--group=tools", "--group=lint")
+        groups = [f"--group={name}" for name in ("test", "tools", "lint", "docs")]
+        sync(session, "--all-packages", "--all-extras", *groups)
         pytest(session, "tools/tests")
         return
     sync(session, "--package", project(package)["name"], "--all-extras", "--group=test")
@@ -172,7 +175,19 @@ def bench(session: nox.Session, package: str) -> None:
 @nox.session(venv_backend="none")
 def gpu(session: nox.Session) -> None:
     """Device tests and benchmarks on this machine's own Python; status 3 without a device."""
-    session.run("python3", "tools/gpu_run.py", *session.posargs, external=True)
+    # Not the Python of the environment that holds nox, which has no framework.
+    own = os.pathsep.join(path for path in os.get_exec_path() if Path(path) != Path(sys.prefix, "bin"))
+    python = shutil.which("python3", path=own)
+    if python is None:
+        session.error("no python3 on PATH beside the one that runs nox")
+    session.run(python, "tools/gpu_run.py", *session.posargs, external=True)
+
+
+@nox.session
+def release(session: nox.Session) -> None:
+    """Check, build and tag one package: ``uv run noxfile.py -s release -- NAME [--tag]``."""
+    sync(session, "--only-group", "tools")
+    session.run("python", "tools/release.py", *session.posargs)
 
 
 @nox.session
