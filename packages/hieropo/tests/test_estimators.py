@@ -90,6 +90,9 @@ def test_limits_of_the_hierarchy(problem):
     np.testing.assert_allclose(
         bounds(HierOPO(replace(p.prior, Sigma_0=1e-9 * np.eye(3)))), pooled, rtol=1e-4, atol=1e-5
     )
+    # With a known mean there is nothing to share: hierarchical and flat agree whatever the number of tasks.
+    known = p.prior.given_mean(p.prior.mu_q)
+    np.testing.assert_allclose(bounds(HierOPO(known)), bounds(FlatOPO(known)), rtol=1e-12)
     # One task alone has nobody to learn from: hierarchical and flat agree exactly.
     alone = p.codes == 5
     one = [cls(p.prior).fit(p.features[alone], p.rewards[alone], p.codes[alone]) for cls in (HierOPO, FlatOPO)]

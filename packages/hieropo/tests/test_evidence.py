@@ -55,14 +55,25 @@ def test_flat_is_the_limit_of_a_wide_prior(problem):
 
 
 def test_no_digits_are_lost_on_large_offsets(problem):
-    # A mean of a million and ordinary residuals: the naive difference of squares would keep four digits.
+    # A mean of a million and ordinary residuals: differences of sums of squares, the textbook form, are off by 85 here.
     p = problem(seed=6)
     shift = np.full(3, 1e6)
     moved = replace(p.prior, mu_q=p.prior.mu_q + shift)
     rewards = p.rewards + p.features @ shift
     exact = log_marginal_likelihood(p.stats, p.prior)
     q = p._replace(prior=moved, rewards=rewards)
-    assert log_marginal_likelihood(q.stats, moved) == pytest.approx(exact, abs=0.5)
+    assert log_marginal_likelihood(q.stats, moved) == pytest.approx(exact, abs=0.01)
+
+
+def test_no_digits_are_lost_with_little_noise(problem):
+    p = problem(seed=6)
+    quiet = replace(p.prior, sigma=1e-4)
+    rng = np.random.default_rng(0)
+    theta = quiet.sample(p.m, rng)[1]
+    rewards = np.sum(p.features * theta[p.codes], axis=1) + 1e-4 * rng.standard_normal(p.codes.size)
+    q = p._replace(prior=quiet, rewards=rewards)
+    exact = log_evidence(*q.raw, q.features, q.rewards, q.codes)
+    assert log_marginal_likelihood(q.stats, quiet) == pytest.approx(exact, abs=1e-4)  # the textbook form is off by 2.5
 
 
 @pytest.mark.parametrize("flat", [False, True])

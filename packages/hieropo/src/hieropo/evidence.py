@@ -1,7 +1,7 @@
 """The exact log marginal likelihood of the two-level model and its gradient, inverse-free.
 
 With u_s = C_sᵀ(B_s − G_s μ̄) = B_s − G_s θ̂_s, the normal equations turn the quadratic form of the rewards into
-residuals, which does not cancel digits when the data are many:
+residuals, which keeps the digits that differences of large sums of squares would lose:
 
     −2 log p(Y) = n log 2πσ² + Σ log|I + Σ_0 G_s| + log|I + Σ_q W|
                   + Σ (y − φᵀθ̂_s)²/σ² + Σ (θ̂_s − μ̄)ᵀu_s + (μ̄ − μ_q)ᵀ Σ u_s
