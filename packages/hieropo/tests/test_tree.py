@@ -226,6 +226,21 @@ def test_em_climbs_to_a_stationary_point(structure):
     assert at(fit.prior.level_covs, fit.prior.sigma * np.exp(-h)) < top
 
 
+@pytest.mark.property
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 2**16), n=st.integers(1, 25), structure=st.sampled_from(["full", "diagonal", "isotropic"]))
+def test_em_never_decreases_the_evidence(seed, n, structure):
+    rng = np.random.default_rng(seed)
+    prior = random_prior(Tree.from_parents(RAGGED), 2, rng, (2, 2, 2))
+    start = TreePrior(prior.tree, prior.mean, prior.root_cov, np.repeat(np.eye(2)[None], 3, axis=0), 1.0)
+    stats = statistics(random_rows(["a1", "b1", "b2", "c"], n, 2, rng))
+    fit = fit_tree_hyperparameters(stats, start, structure=structure, max_iter=40, tolerance=0.0)
+    exhausted = fit.prior.sigma < 1e-4 * np.sqrt(stats.square.sum() / n)  # there rounding decides
+    assert exhausted or "lost" not in fit.message  # a fall ends the climb, and is reported
+    assert np.all(np.diff(fit.trace) >= 0)
+    assert fit.log_evidence == pytest.approx(tree_log_evidence(stats, fit.prior), abs=1e-9)
+
+
 def test_em_finds_the_levels():
     # 60 groups of 8 tasks: the standard error of a level's variance is at most sqrt(2/60) of it; five of them (false
     # alarm below 1e-5) are 0.91. The seed is fixed.
@@ -273,6 +288,26 @@ def test_prior_draws_have_the_covariance_of_the_tree():
     # entries and four means have false-alarm probability below 1e-5. The seed is fixed.
     np.testing.assert_allclose(np.cov(draws.T), expected, atol=0.065)
     np.testing.assert_allclose(draws.mean(axis=0), 2.0, atol=5 * 1.14 / np.sqrt(20_000))
+
+
+def test_posterior_draws_have_the_posterior_moments():
+    rng = np.random.default_rng(11)
+    prior = random_prior(Tree.from_parents(RAGGED), 2, rng, (2, 1, 2))
+    policy = TreeOPO(prior).fit_statistics(statistics(random_rows(["a1", "b1", "c"], 8, 2, rng)))
+    size, posterior = 20_000, policy.joint
+    draws = policy.sample(rng, size)
+    apart = draws - draws.mean(axis=0)
+    # Five standard errors on 20 means and 400 covariances: false alarm below 1e-3. The seed is fixed.
+    np.testing.assert_array_less(
+        np.abs(draws.mean(axis=0) - posterior.mean), 5 * draws.std(axis=0) / np.sqrt(size) + 1e-9
+    )
+    for i, u in enumerate(prior.tree.labels):
+        for j, v in enumerate(prior.tree.labels):
+            products = apart[:, i, :, None] * apart[:, j, None, :]
+            slack = 5 * products.std(axis=0) / np.sqrt(size) + 1e-9
+            np.testing.assert_array_less(np.abs(products.mean(axis=0) - posterior.cross_cov(u, v)), slack)
+    with pytest.raises(ValueError, match="size"):
+        policy.sample(rng, 0)
 
 
 def test_paths_and_parents_give_the_same_tree():

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar, final
 
 __all__ = ["Ascent", "EvidenceFit", "climb"]
+
+_ROUNDING = 1e-10  # relative; a step that loses more has met data whose noise is near its floor
 
 State = TypeVar("State")
 Prior = TypeVar("Prior")
@@ -71,7 +74,7 @@ class Ascent(Generic[State]):
 def climb(
     step: Callable[[State], tuple[State, float]], start: State, *, tolerance: float, max_iter: int
 ) -> Ascent[State]:
-    """Repeat an EM step until it gains less than `tolerance · (1 + |objective|)`.
+    """Repeat an EM step until it gains less than `tolerance · (1 + |objective|)`, or rounding makes it lose.
 
     Args:
         step: Maps a state to the next state and the objective of the state it was given.
@@ -94,7 +97,13 @@ def climb(
     for _ in range(max_iter + 1):
         following, value = step(state)
         trace.append(value)
-        if len(trace) > 1 and trace[-1] - trace[-2] <= tolerance * (1.0 + abs(trace[-1])):
+        gain = value - trace[-2] if len(trace) > 1 else math.inf
+        if gain < 0.0:
+            lost = f"stopped before a step that lost {-gain:.2g} to rounding: the data are almost without noise"
+            converged = -gain <= max(tolerance, _ROUNDING) * (1.0 + abs(value))
+            message = f"converged after {len(trace) - 2} steps" if converged else lost
+            return Ascent(before, tuple(trace[:-1]), converged, message)
+        if gain <= tolerance * (1.0 + abs(value)):
             return Ascent(state, tuple(trace), True, f"converged after {len(trace) - 1} steps")
         state, before = following, state
     gain = trace[-1] - trace[-2]

@@ -1,7 +1,7 @@
 """The one step of Gaussian elimination that trees, mixtures and the logistic model share: integrate out a child.
 
 A child θ ~ N(θ_parent, Λ) whose data enter as exp(−½ θᵀGθ + Bᵀθ) leaves its parent the factor
-exp(−½ θ_pᵀWθ_p + bᵀθ_p + log_factor). Neither G nor Λ is inverted: both may be singular or zero.
+exp(−½ θ_pᵀWθ_p + bᵀθ_p), up to a constant. Neither G nor Λ is inverted: both may be singular or zero.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Message(NamedTuple):
         gain: C = (I + ΛG)⁻¹, shape `[n, d, d]`.
         own_cov: Σ̃ = CΛ = cov[θ | θ_p, data], shape `[n, d, d]`.
         pull: Σ̃B, so that E[θ | θ_p, data] = C θ_p + pull, shape `[n, d]`.
-        log_factor: ½BᵀΣ̃B − ½log|I + ΛG|, shape `[n]`.
+        log_det: log|I + ΛG|, shape `[n]`.
     """
 
     W: Float[np.ndarray, "n d d"]
@@ -33,7 +33,7 @@ class Message(NamedTuple):
     gain: Float[np.ndarray, "n d d"]
     own_cov: Float[np.ndarray, "n d d"]
     pull: Float[np.ndarray, "n d"]
-    log_factor: Float[np.ndarray, " n"]
+    log_det: Float[np.ndarray, " n"]
 
 
 def absorb(cov: Float[np.ndarray, "#n d d"], G: Float[np.ndarray, "n d d"], B: Float[np.ndarray, "n d"]) -> Message:
@@ -54,9 +54,9 @@ def absorb(cov: Float[np.ndarray, "#n d d"], G: Float[np.ndarray, "n d d"], B: F
     W, b, gain = symmetric(solved[..., :d]), solved[..., d], transposed(solved[..., d + 1 :])
     own_cov = symmetric(gain @ cov)
     # |I + GΛ| >= 1: its eigenvalues are those of I + Λ^½ G Λ^½.
-    log_determinant = np.linalg.slogdet(system)[1]
+    log_det = np.linalg.slogdet(system)[1]
     pull = (own_cov @ B[..., None])[..., 0]
-    return Message(W, b, gain, own_cov, pull, 0.5 * (np.sum(B * pull, axis=1) - log_determinant))
+    return Message(W, b, gain, own_cov, pull, log_det)
 
 
 def transposed(matrix: Float[np.ndarray, "*batch n d"]) -> Float[np.ndarray, "*batch d n"]:

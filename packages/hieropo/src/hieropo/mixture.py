@@ -8,6 +8,7 @@ It is exact for known centres and for one cluster, where it is HierOPO.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, final
@@ -255,16 +256,15 @@ def infer_mixture(
     if first.shape != prior.mu_q.shape or not np.isfinite(first).all():
         raise ValueError(f"start has shape {first.shape}; give finite centres of shape {prior.mu_q.shape}")
     clusters = messages(stats, prior)
-    noise = noise_terms(stats, prior.sigma)
 
     def step(centres: Centres) -> tuple[Centres, float]:
-        shares, value = responsibilities(clusters, centres, prior.weights)
-        return update_centres(clusters, shares, prior), value + noise
+        shares, value = responsibilities(stats, prior, clusters, centres)
+        return update_centres(clusters, shares, prior), value
 
     guess = Centres(first, np.zeros_like(prior.Sigma_q), 0.0)
-    begin = update_centres(clusters, responsibilities(clusters, guess, prior.weights)[0], prior)
+    begin = update_centres(clusters, responsibilities(stats, prior, clusters, guess)[0], prior)
     end = climb(step, begin, tolerance=tolerance, max_iter=max_iter)
-    shares, _ = responsibilities(clusters, end.state, prior.weights)
+    shares, _ = responsibilities(stats, prior, clusters, end.state)
     means = np.stack([task_means(c, mean) for c, mean in zip(clusters, end.state.mean, strict=True)], axis=1)
     covs, gains = (np.stack([getattr(c, name) for c in clusters], axis=1) for name in ("own_cov", "gain"))
     exact = prior.k == 1 or not prior.Sigma_q.any()
@@ -277,32 +277,27 @@ def messages(stats: TaskStatistics, prior: MixtureHierarchy) -> list[Message]:
     return [absorb(cov[None], G, B) for cov in prior.Sigma_0]
 
 
-def noise_terms(stats: TaskStatistics, sigma: float) -> float:
-    """−½(n log 2πσ² + ΣY²/σ²), what all clusters share of the log evidence."""
-    return -0.5 * float(stats.n * np.log(2 * np.pi * sigma**2) + stats.square.sum() / sigma**2)
-
-
 def task_means(message: Message, centre: Float[np.ndarray, " d"]) -> Float[np.ndarray, "m d"]:
     """E[θ_s | μ = centre, D] = Cμ + Σ̃B."""
     return message.gain @ centre + message.pull
 
 
 def responsibilities(
-    clusters: list[Message], centres: Centres, weights: Float[np.ndarray, " k"]
+    stats: TaskStatistics, prior: MixtureHierarchy, clusters: list[Message], centres: Centres
 ) -> tuple[Float[np.ndarray, "m k"], float]:
-    """Shares r_sj, and the bound without the noise terms.
+    """Shares r_sj ∝ π_j exp(E[log p(Y_s | μ_j)]), and the bound on the evidence that they give.
 
-    log r_sj = log π_j + log_factor + bᵀm_j − ½m_jᵀWm_j − ½tr(WS_j) − (the log of their sum).
+    −2 E[log p(Y_s | μ_j)] = n_s log 2πσ² + log|I + Σ_0G_s| + Σ(y − φᵀθ̂)²/σ² + (θ̂ − m_j)ᵀ(b_s − W_sm_j) + tr(W_sS_j).
     """
-    scores = np.stack(
-        [
-            c.log_factor + c.b @ mean - 0.5 * np.einsum("sij,ij->s", c.W, np.outer(mean, mean) + cov)
-            for c, mean, cov in zip(clusters, centres.mean, centres.cov, strict=True)
-        ],
-        axis=1,
-    )
+    scores = np.empty((stats.m, prior.k))
+    for j, (message, mean, cov) in enumerate(zip(clusters, centres.mean, centres.cov, strict=True)):
+        theta = task_means(message, mean)
+        fitted = (stats.gram @ theta[..., None])[..., 0]
+        residual = np.maximum(stats.square + np.sum(theta * (fitted - 2.0 * stats.moment), axis=1), 0.0)
+        deviation = np.sum((theta - mean) * (message.b - message.W @ mean), axis=1)
+        scores[:, j] = message.log_det + residual / prior.sigma**2 + deviation + np.einsum("sij,ij->s", message.W, cov)
     with np.errstate(divide="ignore"):
-        scores = scores + np.log(weights)
+        scores = np.log(prior.weights) - 0.5 * (scores + stats.count[:, None] * math.log(2 * math.pi * prior.sigma**2))
     total = logsumexp(scores, axis=1)
     return np.exp(scores - total[:, None]), float(total.sum()) - centres.divergence
 
@@ -313,9 +308,8 @@ def update_centres(clusters: list[Message], shares: Float[np.ndarray, "m k"], pr
     c = np.stack([r @ message.b for r, message in zip(shares.T, clusters, strict=True)])
     vector = c - (A @ prior.mu_q[..., None])[..., 0]
     root = absorb(prior.Sigma_q, A, vector)
-    log_determinants = np.sum(vector * root.pull, axis=1) - 2.0 * root.log_factor
     traces = np.trace(root.gain, axis1=1, axis2=2) - prior.d
-    divergence = 0.5 * float(np.sum(traces + log_determinants + np.sum(root.b * root.pull, axis=1)))
+    divergence = 0.5 * float(np.sum(traces + root.log_det + np.sum(root.b * root.pull, axis=1)))
     return Centres(prior.mu_q + root.pull, root.own_cov, divergence)
 
 

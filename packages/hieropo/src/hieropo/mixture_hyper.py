@@ -18,7 +18,6 @@ from hieropo.mixture import (
     Centres,
     MixtureHierarchy,
     messages,
-    noise_terms,
     responsibilities,
     task_means,
     update_centres,
@@ -89,10 +88,9 @@ class _Problem:
 
     def step(self, state: _State) -> tuple[_State, float]:
         """One EM step, and the objective of where it started."""
-        prior = state.prior
-        clusters = messages(self.stats, prior)
-        shares, value = responsibilities(clusters, state.centres, prior.weights)
-        return self.maximise(state, clusters, shares), value + noise_terms(self.stats, prior.sigma)
+        clusters = messages(self.stats, state.prior)
+        shares, value = responsibilities(self.stats, state.prior, clusters, state.centres)
+        return self.maximise(state, clusters, shares), value
 
     def maximise(self, state: _State, clusters: list[Message], shares: Float[np.ndarray, "m k"]) -> _State:
         """The best weights, then centres, then spreads and noise, given the shares of the tasks."""
@@ -213,7 +211,7 @@ def _first_state(problem: _Problem, base: MixtureHierarchy, seeds: Float[np.ndar
     narrow = replace(base, Sigma_0=_floored(0.25 * base.Sigma_0, problem.floor))
     clusters = messages(problem.stats, narrow)
     guess = Centres(seeds, np.zeros_like(base.Sigma_q), 0.0)
-    shares, _ = responsibilities(clusters, guess, base.weights)
+    shares, _ = responsibilities(problem.stats, narrow, clusters, guess)
     return problem.maximise(_State(narrow, guess), clusters, shares)
 
 

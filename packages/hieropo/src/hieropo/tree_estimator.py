@@ -108,6 +108,23 @@ class TreeOPO(StatisticsLearner[TreePosterior]):
         """
         return self.joint.new_task() if group is None else self.joint.new_node(group)
 
+    def sample(self, rng: np.random.Generator, size: int = 1) -> Float[np.ndarray, "{size} nodes d"]:
+        """Joint posterior draws of all nodes, in the order of `prior.tree.labels`.
+
+        Args:
+            rng: Source of randomness.
+            size: Number of draws.
+
+        Returns:
+            Draws, shape `[size, nodes, d]`.
+
+        Raises:
+            ValueError: If size < 1.
+        """
+        if size < 1:
+            raise ValueError(f"size is {size}; draw at least once")
+        return self.joint.sample(rng, size)
+
     def log_marginal_likelihood(self) -> float:
         """Log p(Y) of all rewards under the prior, exact.
 

@@ -8,6 +8,7 @@ ever inverted, so empty subtrees, fewer rows than dimensions and singular covari
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import final
@@ -16,7 +17,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from hieropo.linalg import symmetric
-from hieropo.messages import absorb, transposed
+from hieropo.messages import Message, absorb, transposed
 from hieropo.posterior import GaussianPosterior
 from hieropo.statistics import TaskStatistics
 from hieropo.tree import Tree, TreePrior
@@ -112,6 +113,24 @@ class TreePosterior:
         chains = [self._chain(up, common) for up in (up_left, up_right)]
         return chains[0] @ self.cov[common] @ chains[1].T
 
+    def sample(self, rng: np.random.Generator, size: int) -> Float[np.ndarray, "{size} nodes d"]:
+        """Joint draws of all nodes, from the root down: θ_v = E[θ_v] + C_v(θ_parent − E[θ_parent]) + N(0, Σ̃_v).
+
+        Args:
+            rng: Source of randomness.
+            size: Number of draws.
+
+        Returns:
+            Draws in the tree's order, shape `[size, nodes, d]`.
+        """
+        tree = self.prior.tree
+        values, vectors = np.linalg.eigh(self.own_cov)
+        roots = vectors * np.sqrt(np.maximum(values, 0.0))[:, None, :]
+        apart = (roots @ rng.standard_normal((size, *self.mean.shape, 1)))[..., 0]
+        for nodes in tree.levels[1:]:
+            apart[:, nodes] += (self.gain[nodes] @ apart[:, tree.parent[nodes], :, None])[..., 0]
+        return self.mean + apart
+
     def cov_by_node(self, label: Hashable) -> dict[Hashable, Float[np.ndarray, "d d"]]:
         """How much of a node's posterior covariance stems from itself and from each of its ancestors.
 
@@ -145,12 +164,14 @@ class TreePosterior:
 @final
 @dataclass(frozen=True, eq=False)
 class _Upward:
-    """What the upward pass leaves: per node Σ̃B, gain and Σ̃; and the log evidence."""
+    """What the upward pass leaves at every node: its message, the root's with the prior mean taken out of B."""
 
-    pull: Float[np.ndarray, "nodes d"]
+    W: Float[np.ndarray, "nodes d d"]
+    b: Float[np.ndarray, "nodes d"]
     gain: Float[np.ndarray, "nodes d d"]
     own_cov: Float[np.ndarray, "nodes d d"]
-    log_evidence: float
+    pull: Float[np.ndarray, "nodes d"]
+    log_det: float
 
 
 def tree_posterior(stats: TaskStatistics, prior: TreePrior) -> TreePosterior:
@@ -183,20 +204,24 @@ def tree_posterior(stats: TaskStatistics, prior: TreePrior) -> TreePosterior:
     tree = prior.tree
     mean = np.empty_like(up.pull)
     cov = np.empty_like(up.gain)
-    mean[0] = prior.mean + up.pull[0]
-    cov[0] = up.own_cov[0]
+    mean[0], cov[0] = prior.mean + up.pull[0], up.own_cov[0]
+    quadratic = float(up.pull[0] @ up.b[0])
     for nodes in tree.levels[1:]:
-        above = tree.parent[nodes]
-        gain = up.gain[nodes]
-        mean[nodes] = (gain @ mean[above][..., None])[..., 0] + up.pull[nodes]
+        above, gain = tree.parent[nodes], up.gain[nodes]
+        mean[nodes] = _matvec(gain, mean[above]) + up.pull[nodes]
         cov[nodes] = symmetric(up.own_cov[nodes] + gain @ cov[above] @ transposed(gain))
-    return TreePosterior(prior, mean, cov, up.gain, up.own_cov, up.log_evidence)
+        score = up.b[nodes] - _matvec(up.W[nodes], mean[above])  # Λ⁻¹(θ̂_v − θ̂_parent)
+        quadratic += float(np.sum((mean[nodes] - mean[above]) * score))
+    quadratic += _residual(stats, mean[leaf_positions(stats, tree)]) / prior.sigma**2
+    log_evidence = -0.5 * (stats.n * math.log(2 * math.pi * prior.sigma**2) + up.log_det + quadratic)
+    return TreePosterior(prior, mean, cov, up.gain, up.own_cov, log_evidence)
 
 
 def tree_log_evidence(stats: TaskStatistics, prior: TreePrior) -> float:
-    """Exact log marginal likelihood of all rewards, by the upward pass alone.
+    """Exact log marginal likelihood of all rewards.
 
-    log p(Y) = −½[n log 2πσ² + σ⁻²YᵀY] + Σ_v ½[B_vᵀΣ̃_vB_v − log|I + Λ_vG_v|], the root's term with its mean taken out.
+    −2 log p(Y) = n log 2πσ² + Σ_v log|I + Λ_vG_v| + Σ(y − φᵀθ̂)²/σ² + Σ_v (θ̂_v − θ̂_parent)ᵀ(b_v − W_vθ̂_parent), the root
+    taken around its prior mean: residuals, which do not cancel digits when the data are many.
 
     Args:
         stats: Sufficient statistics of tasks that are leaves of the tree.
@@ -208,7 +233,7 @@ def tree_log_evidence(stats: TaskStatistics, prior: TreePrior) -> float:
     Raises:
         ValueError: A task that is not a leaf of the tree, or features of another dimension.
     """
-    return _upward(stats, prior).log_evidence
+    return tree_posterior(stats, prior).log_evidence
 
 
 def leaf_positions(stats: TaskStatistics, tree: Tree) -> Int[np.ndarray, " tasks"]:
@@ -234,19 +259,34 @@ def _upward(stats: TaskStatistics, prior: TreePrior) -> _Upward:
     leaves = leaf_positions(stats, tree)
     G, B = np.zeros((len(tree), d, d)), np.zeros((len(tree), d))
     G[leaves], B[leaves] = stats.gram / prior.sigma**2, stats.moment / prior.sigma**2
-    gain, own_cov, pull = np.zeros_like(G), np.empty_like(G), np.empty_like(B)
-    log_evidence = -0.5 * (stats.n * np.log(2 * np.pi * prior.sigma**2) + stats.square.sum() / prior.sigma**2)
+    parts = [np.empty_like(x) for x in (G, B, G, G, B)]
+    log_det = 0.0
     for depth in range(tree.height, 0, -1):
         nodes = tree.levels[depth]
         message = absorb(prior.level_cov(depth), G[nodes], B[nodes])
-        gain[nodes], own_cov[nodes], pull[nodes] = message.gain, message.own_cov, message.pull
-        log_evidence += message.log_factor.sum()
+        _store(parts, nodes, message)
+        log_det += float(message.log_det.sum())
         # Siblings are neighbours, so the sum over the children of each parent is one segmented sum.
         above, first = np.unique(tree.parent[nodes], return_index=True)
         G[above] += np.add.reduceat(message.W, first)
         B[above] += np.add.reduceat(message.b, first)
-    log_evidence += prior.mean @ B[0] - 0.5 * prior.mean @ G[0] @ prior.mean
-    B[0] -= G[0] @ prior.mean
-    root = absorb(prior.root_cov[None], G[:1], B[:1])
-    own_cov[0], pull[0] = root.own_cov[0], root.pull[0]
-    return _Upward(pull, gain, own_cov, float(log_evidence + root.log_factor[0]))
+    root = absorb(prior.root_cov[None], G[:1], B[:1] - G[0] @ prior.mean)
+    _store(parts, slice(0, 1), root)
+    parts[2][0] = 0.0  # the root has no parent to draw on
+    W, b, gain, own_cov, pull = parts
+    return _Upward(W, b, gain, own_cov, pull, log_det + float(root.log_det[0]))
+
+
+def _store(parts: list[np.ndarray], nodes: slice, message: Message) -> None:
+    for part, value in zip(parts, message[:5], strict=True):
+        part[nodes] = value
+
+
+def _residual(stats: TaskStatistics, means: Float[np.ndarray, "m d"]) -> float:
+    """Σ (y − φᵀθ̂)² from the sums; rounding may leave a tiny negative number where the fit is exact."""
+    fitted = _matvec(stats.gram, means)
+    return max(0.0, float(stats.square.sum() + np.sum(means * (fitted - 2.0 * stats.moment))))
+
+
+def _matvec(matrices: Float[np.ndarray, "n d d"], vectors: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
+    return (matrices @ vectors[..., None])[..., 0]
