@@ -110,9 +110,9 @@ def _error(by_run: np.ndarray, per_run: int) -> float:
 
 
 def _figure(metrics: Mapping[str, float | Estimate], sizes: Sequence[int]) -> str:
-    from hieropo.claims._figures import curves, new_figure, svg
+    from hieropo.claims._figures import curves, legend_below, new_figure, svg
 
-    figure, panels = new_figure(7.2, 3.6, cols=2)
+    figure, panels = new_figure(7.2, 4.0, cols=2)
     shown = (
         ("α = 0.1", {"true loss": "true", "expected by the posterior": "expected", "95 % quantile": "quantile",
                      "worst case": "worst_case"}),
@@ -124,9 +124,11 @@ def _figure(metrics: Mapping[str, float | Estimate], sizes: Sequence[int]) -> st
         curves(axes, sizes, series, log="xy")
         axes.set_title(title)
         axes.set_xlabel("logged rows n, of 10 tasks")
-        axes.legend()
+        legend_below(axes, 2)
     panels[0].set_ylabel("suboptimality of a task")
-    panels[0].set_ylim(panels[1].get_ylim())
+    limits = [float(metrics[f"{name}_n{n}"]) for name in ("true", "theorem_2") for n in sizes]
+    for axes in panels:
+        axes.set_ylim(min(limits) / 2, max(limits) * 2)
     return svg(figure)
 
 

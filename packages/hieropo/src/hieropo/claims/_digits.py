@@ -181,7 +181,7 @@ def _figure(shown: Mapping[str, Estimate]) -> str:
     figure, axes = new_figure(6.4, 3.0)
     points(axes, dict(sorted(shown.items(), key=lambda item: -float(item[1]))), highlight="Hier")
     axes.axvline(1 / _BUTTONS, color="black", linewidth=0.9, linestyle=":")
-    axes.set_xlim(0, 1)
+    axes.set_xlim(0, 0.7)
     axes.set_xlabel("held-out reward (dotted: pressing at random)")
     return svg(figure)
 

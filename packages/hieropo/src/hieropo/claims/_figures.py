@@ -13,6 +13,7 @@ _STYLES = {  # a learner looks the same in every figure
     "Flat": (COLORS[1], "--", "s"),
     "Oracle": (COLORS[2], "-.", "^"),
     "Global": (COLORS[3], ":", "D"),
+    "prior only": (COLORS[3], ":", "D"),
 }
 
 
@@ -41,6 +42,11 @@ def curves(axes: Any, x: Sequence[float], series: Mapping[str, Sequence[Estimate
         getattr(axes, f"set_{axis}scale")("log")
     axes.set_xticks(list(x), [f"{value:g}" for value in x])
     axes.minorticks_off()
+
+
+def legend_below(axes: Any, columns: int) -> None:
+    """A legend under the axes, where it covers no curve."""
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=columns, fontsize=8)
 
 
 def points(axes: Any, estimates: Mapping[str, Estimate], *, highlight: str = "") -> None:

@@ -1,5 +1,6 @@
 """Claims 1 to 3: what sharing between tasks is worth on the paper's synthetic problem."""
 
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -25,13 +26,22 @@ def _sq(sigma_q: float) -> str:
     return f"sq{sigma_q:g}".replace("0.5", "half")  # a name with a dot cannot stand in a headline
 
 
+def _words(name: str) -> str:
+    """A metric's name for people: ``wider_with_few_rows_sqhalf`` is "wider with few rows, σ_q = 0.5"."""
+    signs = {"_sqhalf": ", σ_q = 0.5", "_sq1": ", σ_q = 1", "_with_sq": " with σ_q", "_over_": ", over "}
+    for sign, text in signs.items():
+        name = f"_{name}".replace(sign, text).removeprefix("_")
+    name = re.sub(r"_([mn])(\d+)", r", \1 = \2", name).removeprefix(", ")
+    return re.sub(r"(?<!σ)_", " ", name)
+
+
 def _sweep_figure(
     losses: _Losses, axis: str, values: Sequence[int], learners: Sequence[str], rng: np.random.Generator
 ) -> str:
     """Mean suboptimality against n or m, one panel for each σ_q."""
     from hieropo.claims._figures import curves, new_figure, svg
 
-    figure, panels = new_figure(7.2, 3.2, cols=2)
+    figure, panels = new_figure(7.2, 3.5, cols=2)
     for panel, sigma_q in zip(panels, _SIGMA_Q, strict=True):
         settings = [Setting(sigma_q, **{axis: value}) for value in values]
         curves(panel, values, {k: [bootstrap_mean(losses[s][k], rng=rng) for s in settings] for k in learners})
@@ -39,7 +49,8 @@ def _sweep_figure(
         panel.set_xlabel("logged rows n, of 10 tasks" if axis == "n" else "tasks m, sharing 500 logged rows")
         panel.set_ylim(bottom=0)
     panels[0].set_ylabel("mean suboptimality")
-    panels[0].legend()
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4)
     return svg(figure)
 
 
@@ -64,7 +75,7 @@ def holds_hierarchy_helps(metrics: Mapping[str, Estimate]) -> list[Check]:
     for name, saved in metrics.items():
         if not name.startswith("saved_"):
             continue
-        where = name.removeprefix("saved_").replace("_", " ")
+        where = _words(name.removeprefix("saved_"))
         if int(name.rsplit("_n", 1)[1]) <= max(FEW_ROWS):
             checks.append(at_least(f"lower end of Flat − Hier, {where}", _low(saved), 0.0))
         else:  # with many rows of each task there is nothing left to share
@@ -158,7 +169,7 @@ def _gap_figure(metrics: Mapping[str, Estimate], tasks: Sequence[int]) -> str:
 def holds_gap_grows(metrics: Mapping[str, Estimate]) -> list[Check]:
     """Each of the three directions, beyond chance."""
     return [
-        at_least(f"lower end: gap {name.replace('_', ' ')}", _low(metrics[name]), 0.0)
+        at_least(f"lower end of: gap {_words(name)}", _low(metrics[name]), 0.0)
         for name in metrics
         if name.startswith("wider_")
     ]
