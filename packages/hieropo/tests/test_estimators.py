@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -281,3 +282,29 @@ def test_forgetting_undoes_learning(problem, seed):
     before = est.lower_bound(contexts(seed), 5)
     est.partial_fit(*rows).forget(rows=rows)
     np.testing.assert_allclose(est.lower_bound(contexts(seed), 5), before, rtol=1e-8, atol=1e-9)
+
+
+def test_readers_see_one_state_or_the_other(problem):
+    # Two logs with different tasks: a mixture of one's labels and the other's posterior would give a third answer.
+    p = problem(seed=16)
+    half = p.codes % 2 == 0
+    logs = [(p.features[k], p.rewards[k], p.codes[k]) for k in (half, ~half)]
+    est, phi, tasks = HierOPO(p.prior).fit(*logs[0]), contexts(17), np.arange(20) % p.m
+    allowed = [HierOPO(p.prior).fit(*log).lower_bound(phi, tasks) for log in logs]
+    strange, done = [], threading.Event()
+
+    def read():
+        while not done.is_set():
+            found = est.lower_bound(phi, tasks)
+            if not any(np.array_equal(found, one) for one in allowed):
+                strange.append(found)
+
+    readers = [threading.Thread(target=read) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    for turn in range(300):
+        est.fit(*logs[turn % 2])
+    done.set()
+    for reader in readers:
+        reader.join()
+    assert not strange

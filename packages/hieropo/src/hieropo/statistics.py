@@ -298,7 +298,7 @@ def _sorting_order(codes: np.ndarray, m: int) -> np.ndarray | None:
     if codes.size < 2 or np.all(codes[:-1] <= codes[1:]):
         return None
     order = np.argsort(codes.astype(np.uint16), kind="stable")  # the lowest digit
-    for shift in range(16, int(m).bit_length(), 16):
+    for shift in range(16, m.bit_length(), 16):
         digit = (codes >> shift).astype(np.uint16)
         order = order[np.argsort(digit[order], kind="stable")]
     return order
