@@ -167,11 +167,11 @@ def predict(policy: PolicyFile, contexts: ContextFile, out: OutFile, /) -> Answe
     present = features if mask is None else np.where(mask[..., None], features, 0.0)
     scores = estimator.uncertainty(present, tasks)
     bound = scores.mean - estimator.alpha * scores.std
-    columns = {"mean": scores.mean, "std": scores.std, "lower_bound": bound}
-    if mask is not None:
-        columns = {name: np.where(mask, values, np.nan) for name, values in columns.items()}
+    if mask is None:
+        mask = np.ones(bound.shape, dtype=bool)
+    mean, std, lower = (np.where(mask, values, np.nan) for values in (scores.mean, scores.std, bound))
     buffer = io.BytesIO()
-    np.savez(buffer, actions=actions, **columns)
+    np.savez(buffer, actions=actions, mean=mean, std=std, lower_bound=lower)
     write_bytes_atomic(out, buffer.getvalue())
     new = int(np.sum(estimator.statistics.positions(tasks) < 0))
     best = np.take_along_axis(bound, actions[:, None], axis=1)
@@ -275,10 +275,8 @@ def _read(path: Path, required: Sequence[str], optional: Sequence[str] = ()) -> 
                 have = ", ".join(file.files) or "nothing"
                 raise KeyError(f"{path} lacks {', '.join(missing)}; it holds {have}; needed are {', '.join(required)}")
             return {name: file[name] for name in (*required, *optional) if name in file.files}
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f"{path} is not a readable .npz file of plain arrays ({error}); write it by np.savez"
-        ) from None
+    except (ValueError, EOFError, zipfile.BadZipFile):
+        raise ValueError(f"{path} is not an .npz file of plain arrays; write it by np.savez") from None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -63,7 +63,7 @@ def _problem(scale: str, streams: Streams) -> tuple[Log, Views]:
     from sklearn.datasets import load_digits
     from sklearn.decomposition import PCA
 
-    digits = load_digits()
+    digits: Any = load_digits()
     rng = streams.numpy("groups")
     meaning = np.tile(np.arange(_BUTTONS), (_GROUPS, 1))
     for row in meaning:
@@ -122,7 +122,7 @@ def _peers(scale: str, log: Log, test: Views) -> dict[str, np.ndarray]:
                 rows = train & (log.buttons == button)
                 if rows.sum() > 1 and np.ptp(log.rewards[rows]) > 0:
                     model = BayesianRidge().fit(log.views.inputs[rows, :-1], log.rewards[rows])
-                    value[judge, button] = model.predict(test.inputs[judge, :-1])
+                    value[judge, button] = np.asarray(model.predict(test.inputs[judge, :-1]))
                 elif rows.any():
                     value[judge, button] = log.rewards[rows].mean()
         return np.argmax(value, axis=1)
