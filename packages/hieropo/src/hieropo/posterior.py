@@ -13,12 +13,13 @@ Cost: O(m d³) time and O(m d²) memory, whatever the number of rows.
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import final
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from hieropo.linalg import inverse_if_regular, psd_factor, sum_products, symmetric
+from hieropo.linalg import inverse_if_regular, psd_factor, symmetric
 from hieropo.prior import GaussianHierarchy
 from hieropo.statistics import TaskStatistics
 
@@ -50,16 +51,34 @@ class TaskConditionals:
     """All tasks given μ: θ_s | μ, D ~ N(C_s μ + Σ̃_s B_s, Σ̃_s).
 
     Args:
-        gram: G_s = Σφφᵀ/σ², shape [m, d, d].
+        sums: Σφφᵀ, as in the statistics, shape [m, d, d].
+        scale: 1/σ².
         moment: B_s = Σφy/σ², shape [m, d].
         cov: Σ̃_s, shape [m, d, d].
         precision: Σ_0⁻¹ where it exists and is well conditioned, otherwise None.
     """
 
-    gram: Float[np.ndarray, "m d d"]
+    sums: Float[np.ndarray, "m d d"]
+    scale: float
     moment: Float[np.ndarray, "m d"]
     cov: Float[np.ndarray, "m d d"]
     precision: Float[np.ndarray, "d d"] | None
+
+    @cached_property
+    def gram(self) -> Float[np.ndarray, "m d d"]:
+        """G_s = Σφφᵀ/σ², shape [m, d, d], made when first asked for."""
+        return self.sums if self.scale == 1.0 else self.sums * self.scale
+
+    def residual(self, mu: Float[np.ndarray, " d"]) -> Float[np.ndarray, "m d"]:
+        """B_s − G_s μ, the rewards that one shared μ leaves unexplained.
+
+        Args:
+            mu: Shape [d].
+
+        Returns:
+            Shape [m, d].
+        """
+        return self.moment - self.sums @ (self.scale * mu)
 
     def shrink(self, columns: Float[np.ndarray, "d k"]) -> Float[np.ndarray, "m d k"]:
         """C_s X for every task and one shared X.
@@ -92,14 +111,18 @@ class TaskConditionals:
         Returns:
             W, symmetric, shape [d, d].
         """
-        if self.precision is None:  # Σ (G − G Σ̃ G)
-            product = self.cov @ self.gram
-            return symmetric(self.gram.sum(axis=0) - sum_products(self.gram, np.swapaxes(product, 1, 2)))
-        m, largest = len(self.cov), np.trace(self.gram, axis1=1, axis2=2).max(initial=0.0)
+        d = self.gram.shape[1]
+        if self.precision is None:  # Σ (G − G Σ̃ G), the sum over tasks inside one product as G is symmetric
+            total = self.gram.sum(axis=0)
+            for block in blocks(len(self.gram), d):
+                gram = self.gram[block]
+                total -= gram.reshape(-1, d).T @ (self.cov[block] @ gram).reshape(-1, d)
+            return symmetric(total)
+        m, largest = len(self.cov), self.scale * np.trace(self.sums, axis1=1, axis2=2).max(initial=0.0)
         if np.trace(self.precision) < largest:  # Σ (Σ_0⁻¹ − Σ_0⁻¹ Σ̃ Σ_0⁻¹): rounding is relative to Σ_0⁻¹
             return symmetric(m * self.precision - self.precision @ self.cov.sum(axis=0) @ self.precision)
-        d = self.precision.shape[0]  # Σ_0⁻¹ Σ Σ̃ G as one product: rounding is relative to G
-        return symmetric(self.precision @ (self.cov.reshape(-1, d).T @ self.gram.reshape(-1, d)))
+        # Σ_0⁻¹ Σ Σ̃ G as one product: rounding is relative to G
+        return symmetric(self.scale * self.precision @ (self.cov.reshape(-1, d).T @ self.sums.reshape(-1, d)))
 
 
 @final
@@ -133,16 +156,17 @@ def condition(stats: TaskStatistics, prior: GaussianHierarchy) -> TaskConditiona
         The conditionals.
     """
     scale = 1.0 / prior.sigma**2
-    gram, cov = np.empty_like(stats.gram), np.empty_like(stats.gram)
+    cov = np.empty_like(stats.gram)
     precision, factor = inverse_if_regular(prior.Sigma_0), psd_factor(prior.Sigma_0)
     eye = np.eye(prior.d)
     for block in blocks(stats.m, prior.d):
-        np.multiply(stats.gram[block], scale, out=gram[block])
+        gram = stats.gram[block] * scale
         if precision is not None:
-            cov[block] = np.linalg.inv(precision + gram[block])
+            gram += precision
+            cov[block] = np.linalg.inv(gram)
         else:
-            cov[block] = factor @ np.linalg.inv(eye + factor.T @ gram[block] @ factor) @ factor.T
-    return TaskConditionals(gram, stats.moment * scale, cov, precision)
+            cov[block] = factor @ np.linalg.inv(eye + factor.T @ gram @ factor) @ factor.T
+    return TaskConditionals(stats.gram, scale, stats.moment * scale, cov, precision)
 
 
 def hyper_posterior(
@@ -232,7 +256,7 @@ class HierarchicalPosterior:
             R_s, shape [k, d, d].
         """
         tasks = self.tasks
-        part = TaskConditionals(tasks.gram[which], tasks.moment[which], tasks.cov[which], tasks.precision)
+        part = TaskConditionals(tasks.sums[which], tasks.scale, tasks.moment[which], tasks.cov[which], tasks.precision)
         return part.shrink(self.hyper.factor)
 
     def cross_cov(self, first: int, second: int) -> Float[np.ndarray, "d d"]:
@@ -313,9 +337,9 @@ def infer(stats: TaskStatistics, prior: GaussianHierarchy, flat: bool = False) -
     if stats.d != prior.d:
         raise ValueError(f"the statistics hold {stats.d} features, the prior {prior.d}")
     tasks = condition(stats, prior)
-    residual = tasks.weigh(tasks.moment - tasks.gram @ prior.mu_q).sum(axis=0)
+    residual = tasks.weigh(tasks.residual(prior.mu_q)).sum(axis=0)
     hyper = hyper_posterior(tasks.information(), residual, prior, flat)
-    means = hyper.mean + _matvec(tasks.cov, tasks.moment - tasks.gram @ hyper.mean)
+    means = hyper.mean + _matvec(tasks.cov, tasks.residual(hyper.mean))
     return HierarchicalPosterior(prior, tasks, hyper, means, flat)
 
 
