@@ -73,7 +73,7 @@ def test_ragged_tree_equals_the_joint_gaussian(ranks):
 
 
 @pytest.mark.property
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(data=st.data(), nodes=st.integers(1, 8), n=st.integers(0, 9), seed=st.integers(0, 2**16))
 def test_any_tree_equals_the_joint_gaussian(data, nodes, n, seed):
     parents = {i: data.draw(st.integers(0, i - 1), label=f"parent of {i}") for i in range(1, nodes + 1)}
@@ -227,14 +227,14 @@ def test_em_climbs_to_a_stationary_point(structure):
 
 
 @pytest.mark.property
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=15)
 @given(seed=st.integers(0, 2**16), n=st.integers(1, 25), structure=st.sampled_from(["full", "diagonal", "isotropic"]))
 def test_em_never_decreases_the_evidence(seed, n, structure):
     rng = np.random.default_rng(seed)
     prior = random_prior(Tree.from_parents(RAGGED), 2, rng, (2, 2, 2))
     start = TreePrior(prior.tree, prior.mean, prior.root_cov, np.repeat(np.eye(2)[None], 3, axis=0), 1.0)
     stats = statistics(random_rows(["a1", "b1", "b2", "c"], n, 2, rng))
-    fit = fit_tree_hyperparameters(stats, start, structure=structure, max_iter=40, tolerance=0.0)
+    fit = fit_tree_hyperparameters(stats, start, structure=structure, max_iter=15, tolerance=0.0)
     exhausted = fit.prior.sigma < 1e-4 * np.sqrt(stats.square.sum() / n)  # there rounding decides
     assert exhausted or "lost" not in fit.message  # a fall ends the climb, and is reported
     assert np.all(np.diff(fit.trace) >= 0)
@@ -282,12 +282,12 @@ def test_prior_draws_have_the_covariance_of_the_tree():
     tree = Tree.from_parents({"a": "G", "b": "G", "G": "R"})
     prior = TreePrior.isotropic(tree, 1, sigma_root=1.0, sigma_levels=[0.5, 0.2], sigma=1.0, mean=2.0)
     rng = np.random.default_rng(9)
-    draws = np.array([prior.sample(rng)[:, 0] for _ in range(20_000)])
+    draws = np.array([prior.sample(rng)[:, 0] for _ in range(4_000)])
     expected = np.array([[1, 1, 1, 1], [1, 1.25, 1.25, 1.25], [1, 1.25, 1.29, 1.25], [1, 1.25, 1.25, 1.29]])
-    # The standard error of a covariance entry is at most sqrt(2) 1.29 / sqrt(20000) = 0.013; five of them on ten
+    # The standard error of a covariance entry is at most sqrt(2) 1.29 / sqrt(4000) = 0.029; five of them on ten
     # entries and four means have false-alarm probability below 1e-5. The seed is fixed.
-    np.testing.assert_allclose(np.cov(draws.T), expected, atol=0.065)
-    np.testing.assert_allclose(draws.mean(axis=0), 2.0, atol=5 * 1.14 / np.sqrt(20_000))
+    np.testing.assert_allclose(np.cov(draws.T), expected, atol=0.145)
+    np.testing.assert_allclose(draws.mean(axis=0), 2.0, atol=5 * 1.14 / np.sqrt(4_000))
 
 
 def test_posterior_draws_have_the_posterior_moments():

@@ -186,7 +186,9 @@ def fit_mixture(
         raise ValueError(f"restarts is {restarts}; give at least 1")
     if not (math.isfinite(floor) and floor > 0):
         raise ValueError(f"floor is {floor}; it must be positive")
-    single = fit_hyperparameters(stats, mu_q=np.zeros(stats.d), structure=structure, sigma=sigma).prior
+    single = fit_hyperparameters(
+        stats, mu_q=np.zeros(stats.d), structure=structure, sigma=sigma, tolerance=1e-5, max_iter=60
+    ).prior  # a start need not be exact
     least = floor * max(float(np.trace(single.Sigma_0)) / stats.d, 1e-12)
     problem = _Problem(stats, sigma_q is not None, structure, sigma is None, least)
     hyper = np.zeros((stats.d, stats.d))
