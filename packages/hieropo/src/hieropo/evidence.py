@@ -120,7 +120,7 @@ def evidence_gradient(
     scores = _task_scores(posterior)
     grad_0 = scores.T @ scores - tasks.information()
     for block in blocks(stats.m, d):
-        weighted = tasks.gram[block] @ posterior.spread(block)  # W_s F = G_s C_s F
+        weighted = tasks.sums[block] @ (tasks.scale * posterior.spread(block))  # W_s F = G_s C_s F
         grad_0 += sum_products(weighted, weighted)
     score, grad_q = np.zeros(d), np.zeros((d, d))
     if not flat:
@@ -158,7 +158,7 @@ def expected_moments(stats: TaskStatistics, posterior: HierarchicalPosterior) ->
 def _task_scores(posterior: HierarchicalPosterior) -> Float[np.ndarray, "m d"]:
     """u_s = Σ_0⁻¹(θ̂_s − μ̄) in the form C_sᵀ(B_s − G_s μ̄), which needs no inverse."""
     tasks = posterior.tasks
-    return tasks.weigh(tasks.moment - tasks.gram @ posterior.hyper.mean)
+    return tasks.weigh(tasks.residual(posterior.hyper.mean))
 
 
 def _residual(stats: TaskStatistics, means: Float[np.ndarray, "m d"]) -> float:
@@ -171,7 +171,7 @@ def _log_det_tasks(posterior: HierarchicalPosterior) -> float:
     """Σ_s log|I + Σ_0 G_s| = Σ_s log|I + LᵀG_sL| with Σ_0 = LLᵀ."""
     tasks, factor, total = posterior.tasks, psd_factor(posterior.prior.Sigma_0), 0.0
     eye = np.eye(posterior.prior.d)
-    for block in blocks(*tasks.gram.shape[:2]):
-        chol = np.linalg.cholesky(eye + factor.T @ tasks.gram[block] @ factor)
+    for block in blocks(*tasks.cov.shape[:2]):
+        chol = np.linalg.cholesky(eye + (tasks.scale * factor).T @ tasks.sums[block] @ factor)
         total += 2.0 * float(np.log(np.diagonal(chol, axis1=1, axis2=2)).sum())
     return total

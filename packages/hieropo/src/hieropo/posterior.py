@@ -111,7 +111,7 @@ class TaskConditionals:
         Returns:
             W, symmetric, shape [d, d].
         """
-        d = self.gram.shape[1]
+        d = self.cov.shape[1]
         if self.precision is None:  # Σ (G − G Σ̃ G), the sum over tasks inside one product as G is symmetric
             total = self.gram.sum(axis=0)
             for block in blocks(len(self.gram), d):
