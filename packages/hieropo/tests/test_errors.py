@@ -141,5 +141,5 @@ def test_bad_certificates(learned):
         learned.certificate(EYE, "a", rng=rng, draws=1)
     with pytest.raises(ValueError, match="at least one context"):
         learned.certificate(np.zeros((0, 2, 2)), "a", rng=rng)
-    with pytest.raises(ValueError, match="delta is 2.0"):
+    with pytest.raises(ValueError, match=r"delta is 2\.0"):
         learned.certificate(EYE, "a", rng=rng, delta=2.0)
