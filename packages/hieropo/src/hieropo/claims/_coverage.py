@@ -94,9 +94,9 @@ def _deviations(coverage: Mapping[float, np.ndarray]) -> list[float]:
 
 
 def _figure(held: Mapping[str, Mapping[float, np.ndarray]]) -> str:
-    from hieropo.claims._figures import new_figure, style, svg
+    from hieropo.claims._figures import legend_below, new_figure, style, svg
 
-    figure, axes = new_figure(6.2, 3.8)
+    figure, axes = new_figure(6.2, 4.6)
     axes.plot(_DELTAS, _DELTAS, color="black", linewidth=0.9, linestyle="-", label="as stated")
     for position, (label, coverage) in enumerate(held.items()):
         missed = {delta: float(np.mean(1 - share)) for delta, share in coverage.items()}
@@ -110,7 +110,7 @@ def _figure(held: Mapping[str, Mapping[float, np.ndarray]]) -> str:
     axes.minorticks_off()
     axes.set_xlabel("δ, the failure probability asked for")
     axes.set_ylabel("share of bounds that failed")
-    axes.legend(loc="lower right")
+    legend_below(axes, 2)
     return svg(figure)
 
 
