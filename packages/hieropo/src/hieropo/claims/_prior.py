@@ -111,7 +111,7 @@ def holds_learned_prior(metrics: Mapping[str, Estimate]) -> list[Check]:
 CLAIMS = (
     Claim(
         id="hieropo.learned-prior",
-        statement="Σ_0 and σ can be learned from the log; with many tasks the policy is then as good as with the true ones.",
+        statement="Σ_0 and σ can be learned from the log; with many tasks the policy is as good as with the truth.",
         source="ours; the paper takes the prior as known",
         paper="none: the prior is given (synthetic), or estimated outside the method (MovieLens-1M)",
         run=run_learned_prior,
