@@ -216,3 +216,18 @@ def test_merging_different_kinds_is_refused():
     with pytest.raises(ValueError, match="2 features given"):
         a.merge(TaskStatistics.empty(2))
     assert a.merge(TaskStatistics.empty(1)) is a
+
+
+@pytest.mark.parametrize("entries", [1, 7, 64])
+def test_long_tasks_are_summed_piece_by_piece(monkeypatch, entries):
+    """Pieces shorter than a task, with tasks of equal and of different length, shuffled."""
+    monkeypatch.setattr("hieropo.statistics._CHUNK_ENTRIES", entries)
+    rng = np.random.default_rng(0)
+    codes = rng.permutation(np.repeat(np.arange(5), [1, 30, 30, 7, 64]))
+    features, rewards = rng.standard_normal((codes.size, 2)), rng.standard_normal(codes.size)
+    stats = TaskStatistics.from_rows(features, rewards, codes)
+    for task in range(5):
+        phi, y = features[codes == task], rewards[codes == task]
+        np.testing.assert_allclose(stats.gram[task], phi.T @ phi, rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(stats.moment[task], phi.T @ y, rtol=1e-12, atol=1e-12)
+        assert stats.square[task] == pytest.approx(y @ y, rel=1e-12)

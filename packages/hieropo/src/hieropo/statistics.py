@@ -327,9 +327,12 @@ def _task_sums(features: np.ndarray, rewards: np.ndarray, codes: np.ndarray, m: 
                 rows = start[tasks, None] + np.arange(skip, min(size, skip + rows_at_once))
                 rows = rows if order is None else order[rows]
                 phi, y = np.take(features, rows, axis=0), np.take(rewards, rows)
-                gram[tasks] += phi.transpose(0, 2, 1) @ phi
-                moment[tasks] += (y[:, None, :] @ phi)[:, 0]
-                square[tasks] += np.einsum("sn,sn->s", y, y)
+                sums = phi.transpose(0, 2, 1) @ phi, (y[:, None, :] @ phi)[:, 0], np.einsum("sn,sn->s", y, y)
+                if skip == 0:
+                    gram[tasks], moment[tasks], square[tasks] = sums
+                else:  # a task too long for one piece
+                    for total, part in zip((gram, moment, square), sums, strict=True):
+                        total[tasks] += part
     return count, gram, moment, square
 
 
