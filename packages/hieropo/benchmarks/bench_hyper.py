@@ -49,9 +49,8 @@ def compare(m: int, repeats: int) -> list[harness.Row]:
 
     def peer() -> None:
         result = MixedLM(rewards, features, codes, exog_re=features).fit(reml=True)
-        if not result.converged:
-            raise RuntimeError("MixedLM did not converge")
         ends["statsmodels"] = float(result.llf)
+        ends["statsmodels converged"] = bool(result.converged)
 
     best = max(ours("em", 1e-13).log_evidence, ours("ml2", 1e-13).log_evidence)
     who = "statsmodels MixedLM, REML"
@@ -61,7 +60,8 @@ def compare(m: int, repeats: int) -> list[harness.Row]:
     ]
     for method, name in (("em", "EM"), ("ml2", "ML-II")):
         below, peer_below = best - ends[method], best - ends["statsmodels"]
-        rows.append(harness.row(f"{name} below the best evidence, {size}", below, peer_below, who, unit="nats"))
+        row = harness.row(f"{name} below the best evidence, {size}", below, peer_below, who, unit="nats")
+        rows.append(row | {"peer_converged": bool(ends["statsmodels converged"])})
     return rows
 
 
