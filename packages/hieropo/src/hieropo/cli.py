@@ -4,11 +4,9 @@ import io
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-import tyro
-from rich.console import RenderableType
 
 from common_core.cli import Answer, package_app
 from common_core.console import progress, table
@@ -25,25 +23,6 @@ from hieropo.structure import Structure
 
 _TOLERANCE = 1e-6  # of the evidence, relative: no policy feels less
 _LISTED = 10  # tasks that `info` lists from either end
-
-
-def _file(metavar: str) -> Any:
-    return tyro.conf.arg(metavar=metavar)
-
-
-def _optional(metavar: str, absent: str) -> Any:
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {absent})")
-
-
-LogFile = Annotated[Path, tyro.conf.Positional, _file("LOG.npz")]
-PolicyFile = Annotated[Path, tyro.conf.Positional, _file("POLICY.npz")]
-ContextFile = Annotated[Path, tyro.conf.Positional, _file("CONTEXTS.npz")]
-OutFile = Annotated[Path, tyro.conf.Positional, _file("OUT.npz")]
-Learned = Annotated[float | None, _optional("FLOAT", "learned from the log")]
-Vague = Annotated[float | None, _optional("FLOAT", "flat: nothing is assumed")]
-Alpha = Annotated[float | None, _optional("FLOAT", "0.1, or from --delta")]
-Delta = Annotated[float | None, _optional("FLOAT", "none")]
-Label = Annotated[str | None, _optional("LABEL", "all tasks in brief")]
 
 
 def demo(seed: int = 0) -> Answer:
@@ -70,7 +49,7 @@ def demo(seed: int = 0) -> Answer:
     actions = streams.numpy("actions").uniform(-0.5, 0.5, (1, setting.actions, setting.d))
     scores, chosen = hier.uncertainty(actions, 0), int(hier.predict(actions, 0)[0])
     truth = actions[0] @ problem.theta[0]
-    shown: list[RenderableType] = [
+    shown: list[Any] = [
         f"{setting.m} tasks, {setting.n} logged rows in all, {setting.d} features, {setting.actions} actions.\n",
         table(["learner", "mean suboptimality", "of the best", ""], rows),
         "\nOne context of task 0, as Hier sees it (★ chosen, ● best in truth):\n",
@@ -94,15 +73,15 @@ def demo(seed: int = 0) -> Answer:
 
 
 def fit(
-    log: LogFile,
-    out: PolicyFile,
+    log: Path,
+    out: Path,
     /,
-    alpha: Alpha = None,
-    delta: Delta = None,
+    alpha: float | None = None,
+    delta: float | None = None,
     kind: Kind = "simultaneous",
-    sigma: Learned = None,
-    sigma_0: Learned = None,
-    sigma_q: Vague = None,
+    sigma: float | None = None,
+    sigma_0: float | None = None,
+    sigma_q: float | None = None,
     structure: Structure = "full",
 ) -> Answer:
     """Learn policies of all tasks from a log, and its prior too unless it is given.
@@ -110,14 +89,14 @@ def fit(
     LOG.npz holds features [n, d] of the logged actions, rewards [n] and task_ids [n] (integers or strings).
 
     Args:
-        log: The log.
-        out: Where the policy goes; replaced whole or not at all.
-        alpha: Width of the lower bounds in standard deviations; 0 is greedy.
+        log: The log, LOG.npz.
+        out: Where the policy goes, such as policy.npz; replaced whole or not at all.
+        alpha: Width of the lower bounds in standard deviations; 0 is greedy. 0.1 if neither it nor delta is given.
         delta: Failure probability from which the width is derived instead.
         kind: What delta means: all actions at once, a single one, or the paper's width.
-        sigma: Standard deviation of the reward noise.
-        sigma_0: Standard deviation of each weight of a task around the mean; needs --sigma and --sigma-q.
-        sigma_q: Standard deviation of each weight of the mean.
+        sigma: Standard deviation of the reward noise; learned if not given.
+        sigma_0: Standard deviation of each weight of a task around the mean; learned if not given. Needs the other two.
+        sigma_q: Standard deviation of each weight of the mean; nothing is assumed (a flat prior) if not given.
         structure: Structure of the learned covariance of tasks around the mean.
     """
     arrays = _read(log, ("features", "rewards", "task_ids"))
@@ -149,7 +128,7 @@ def fit(
     return Answer(data, [table(["policy", ""], rows), f"\nSaved to {out}"])
 
 
-def predict(policy: PolicyFile, contexts: ContextFile, out: OutFile, /) -> Answer:
+def predict(policy: Path, contexts: Path, out: Path, /) -> Answer:
     """Choose an action in each context.
 
     CONTEXTS.npz holds action_features [B, K, d], task_ids [B] and, where actions are missing, mask [B, K]. OUT.npz will
@@ -157,8 +136,8 @@ def predict(policy: PolicyFile, contexts: ContextFile, out: OutFile, /) -> Answe
 
     Args:
         policy: What fit saved.
-        contexts: The contexts.
-        out: Where the choices go; replaced whole or not at all.
+        contexts: The contexts, CONTEXTS.npz.
+        out: Where the choices go, OUT.npz; replaced whole or not at all.
     """
     estimator = load(policy)
     arrays = _read(contexts, ("action_features", "task_ids"), ("mask",))
@@ -180,7 +159,7 @@ def predict(policy: PolicyFile, contexts: ContextFile, out: OutFile, /) -> Answe
     return Answer(data, f"{shown}\nSaved to {out}")
 
 
-def evaluate(policy: PolicyFile, log: LogFile, /, confidence: float = 0.95) -> Answer:
+def evaluate(policy: Path, log: Path, /, confidence: float = 0.95) -> Answer:
     """Estimate what a policy earns, from a log with propensities that it was not learned from.
 
     LOG.npz holds action_features [n, K, d], task_ids [n], and of the logged actions: actions [n] in 0..K-1, rewards [n]
@@ -209,12 +188,12 @@ def evaluate(policy: PolicyFile, log: LogFile, /, confidence: float = 0.95) -> A
     return Answer({"logged": logged, **data}, [table(head, rows), f"\nThe logging policy earned {logged:.4g} a row."])
 
 
-def info(policy: PolicyFile, /, task: Label = None) -> Answer:
+def info(policy: Path, /, task: str | None = None) -> Answer:
     """Show what a policy file holds, or what is known about one task.
 
     Args:
         policy: What fit saved.
-        task: A task's label.
+        task: A task's label; all tasks in brief if not given.
     """
     estimator = load(policy)
     stats = estimator.statistics
@@ -240,7 +219,7 @@ def info(policy: PolicyFile, /, task: Label = None) -> Answer:
         (str(k), f"{mean:+.4g}", f"{data['hyper_std'][k]:.3g}", f"{estimator.prior.Sigma_0[k, k] ** 0.5:.3g}")
         for k, mean in enumerate(hyper.mean)
     ]
-    shown: list[RenderableType] = [
+    shown: list[Any] = [
         table(["policy", ""], _summary(estimator)),
         "",
         table(["feature", "mean of tasks", "±", "tasks' spread"], weights),
