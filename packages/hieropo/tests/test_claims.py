@@ -54,6 +54,8 @@ def test_near_oracle_needs_three_quarters() -> None:
     claim = BY_SLUG["near-oracle"]
     assert verdict(claim, {"closed_sqhalf": Estimate(0.8, 0.76, 0.9), "closed_sq1": Estimate(0.9, 0.8, 1.0)})
     assert not verdict(claim, {"closed_sqhalf": Estimate(0.8, 0.74, 0.9), "closed_sq1": Estimate(0.9, 0.8, 1.0)})
+    assert verdict(claim, {"closed_sq1": Estimate(0.9, 0.8, 1.0)})
+    assert not verdict(claim, {"closed_sq1": Estimate(0.9, 0.7, 1.0)})
 
 
 @pytest.mark.parametrize("missed", ["wider_with_sq_over_n", "wider_with_many_tasks_sq1", None])
