@@ -2,6 +2,7 @@
 
 import harness  # isort: skip  (one thread: before numpy)
 
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,9 +16,11 @@ NAME = "bench_fit"
 DEVICES = ("cpu",)
 D = 16
 NOTES = (
-    "One thread. 'One pass of BLAS' is X.T @ X over all rows, which reads each row once in order and writes one small "
-    "matrix; rows of shuffled tasks must also be gathered. The loop over tasks gets the rows already grouped by task. "
-    "Fit means statistics of the log; posterior means hyper-posterior, means and conditional covariances of all tasks."
+    "One thread; processor time, so that other work on the machine counts less. 'One pass of BLAS' is X.T @ X "
+    "over all rows: it reads each row once, in order, and writes one small matrix. Fit is the statistics of the "
+    "log, rows of shuffled tasks gathered; posterior is hyper-posterior, means and conditional covariances of all "
+    "tasks. The loop over tasks gets the rows already grouped by task. The two rows on parts time single NumPy "
+    "calls that fit and posterior cannot do without: gathering the rows by task, and inverting one matrix a task."
 )
 
 
@@ -57,11 +60,13 @@ def fit_rows(n: int, m: int, repeats: int) -> list[harness.Row]:
         (f"fit, {size}", lambda: fit(ids), blas, once, None),
         (f"fit, rows sorted by task, {size}", sorted_log, blas, once, None),
         (f"posterior, {size}", lambda: infer(stats, prior), blas, once, None),
+        (f"part: gathering the rows by task, {size}", lambda: np.take(features, order, axis=0), blas, once, None),
+        (f"part: inverting one matrix a task, {size}", lambda: np.linalg.inv(stats.gram + np.eye(D)), blas, once, None),
         (f"fit + posterior, against a loop, {size}", lambda: infer(fit(ids), prior), loop, each, None),
         (f"fit, rows sorted by task, against a loop, {size}", sorted_log, loop, each, None),
     ]
     return [
-        harness.compare(name, ours, peer, peer_name, goal, repeats=repeats)
+        harness.compare(name, ours, peer, peer_name, goal, repeats=repeats, clock=time.process_time)
         for name, ours, peer, peer_name, goal in cases
     ]
 
@@ -74,10 +79,16 @@ def posterior_rows(m: int, repeats: int) -> list[harness.Row]:
     count = np.full(m, 2 * D)
     stats = TaskStatistics(np.arange(m), count, gram, rng.standard_normal((m, D)), np.full(m, 2.0 * D))
     prior = GaussianHierarchy.isotropic(D, sigma_q=1.0, sigma_0=0.5, sigma=0.5)
-    name = f"posterior given the sums, m={m:.0e}, d={D}"
-    peer = "one batched numpy.linalg.cholesky of the sums"
     return [
-        harness.compare(name, lambda: infer(stats, prior), lambda: np.linalg.cholesky(gram), peer, 6.0, repeats=repeats)
+        harness.compare(
+            f"posterior given the sums, m={m:.0e}, d={D}",
+            lambda: infer(stats, prior),
+            lambda: np.linalg.cholesky(gram),
+            "one batched numpy.linalg.cholesky of the sums",
+            6.0,
+            repeats=repeats,
+            clock=time.process_time,
+        )
     ]
 
 

@@ -40,15 +40,17 @@ NOTES = (
     "Clicks per impression with 95 % normal intervals. 10,000 rows for each of three campaigns and two logging "
     "policies (uniform, and Bernoulli Thompson sampling 'bts'), 38 to 69 clicks in each: about 0.4 % of rows. A "
     "learned policy agrees with a uniform log on one row in K (34, 46 or 80 items), so that a handful of clicks "
-    "decides and the intervals are wide: read overlaps as 'not told apart'. Trained on bts: evaluated on the whole "
-    "uniform log. Trained on uniform: two folds, each judged by the policy of the other, all rows pooled; mean of "
-    "values and of interval ends over the splits, which reuse the same rows, so that more splits do not narrow the "
-    "interval. Tasks are position x user segment (user_feature_2) within a campaign; item categories are hashed per "
-    "campaign, so each campaign is a hierarchy of its own. Features: item_feature_0, one-hot item_feature_1 and "
-    "item_feature_3, log(1 + affinity). Prior of Hier, Flat and Global by the evidence of the training log "
-    "(isotropic), alpha 0.1. Evaluation model q of DR, the same for all policies: the pooled linear model of the "
-    "training log. obp's OpenBanditDataset does not run on present pandas, so the CSV files are read directly; "
-    "obp's learners are used as they are."
+    "decides and the intervals are wide: read overlaps as 'not told apart'. Trained on bts: evaluated on the "
+    "whole uniform log. Trained on uniform: two folds, each judged by the policy of the other, all rows pooled; "
+    "mean of values and of interval ends over the splits, which reuse the same rows, so that more splits do not "
+    "narrow the interval. Tasks are position x user segment (user_feature_2) within a campaign; item categories "
+    "are hashed per campaign, so each campaign is a hierarchy of its own. Features: item_feature_0, one-hot "
+    "item_feature_1 and item_feature_3, log(1 + affinity); or, where it says 'item identities' (added after the "
+    "first results were seen, because obp's IPWLearner knows items by identity), one-hot items and log(1 + "
+    "affinity). Prior of Hier, Flat and Global by the evidence of the training log (isotropic), alpha 0.1. "
+    "Evaluation model q of DR, the same for all policies: the pooled linear model of the training log. obp's "
+    "OpenBanditDataset does not run on present pandas, so the CSV files are read directly; obp's learners are "
+    "used as they are, one model a position (one in all where a position of the training log has no click)."
 )
 
 
@@ -69,6 +71,10 @@ class Log:
         """Some of the rows."""
         names = ("affinity", "users", "tasks", "position", "action", "reward", "pscore")
         return replace(self, **{name: getattr(self, name)[rows] for name in names})
+
+    def by_item(self) -> "Log":
+        """Each item described by its identity instead of its categories."""
+        return replace(self, items=np.column_stack([np.ones(len(self.items)), np.eye(len(self.items))]))
 
     def features(self, rows: slice = slice(None)) -> np.ndarray:
         """φ of every item, shape [B, K_c, d]."""
@@ -131,36 +137,42 @@ def logistic(log: Log) -> LogisticHierOPO:
     return LogisticHierOPO(fit_logistic_hyperparameters(rows, start, structure="isotropic").prior, ALPHA)
 
 
-def ours(make: Callable[[Log], PessimisticPolicy]) -> Callable[[Log, Log], np.ndarray]:
-    """A learner from one of our estimators."""
+def ours(make: Callable[[Log], PessimisticPolicy], by_item: bool = False) -> Callable[[Log, Log], np.ndarray]:
+    """A learner from one of our estimators, by item categories or by item identity."""
 
     def learn(train: Log, test: Log) -> np.ndarray:
+        train, test = (train.by_item(), test.by_item()) if by_item else (train, test)
         policy = make(train).fit(train.logged(), train.reward, train.tasks)
         return np.concatenate([policy.predict(test.features(rows), test.tasks[rows]) for rows in test.batches()])
 
     return learn
 
 
+def positions(train: Log) -> int:
+    """How many models obp's learners get: one a position, or one in all where a position had no click to learn from."""
+    return POSITIONS if len(np.unique(train.position[train.reward > 0])) == POSITIONS else 1
+
+
+def greedy(scores: np.ndarray, log: Log) -> np.ndarray:
+    """The best item at the position of each row; scores [n, K_c, positions]."""
+    place = log.position if scores.shape[2] > 1 else np.zeros_like(log.position)
+    return scores[np.arange(len(place)), :, place].argmax(axis=1)
+
+
 def ipw_learner(train: Log, test: Log) -> np.ndarray:
-    """obp's cost-sensitive classification, one classifier a position."""
-    n_actions = len(train.items)
-    learner = IPWLearner(n_actions=n_actions, len_list=POSITIONS, base_classifier=LogisticRegression(max_iter=1000))
-    learner.fit(train.users, train.action, train.reward, train.pscore, train.position)
-    choice = learner.predict(test.users)
-    return choice[np.arange(len(test.action)), :, test.position].argmax(axis=1)
+    """obp's cost-sensitive classification."""
+    count, base = positions(train), LogisticRegression(max_iter=1000)
+    learner = IPWLearner(n_actions=len(train.items), len_list=count, base_classifier=base)
+    learner.fit(train.users, train.action, train.reward, train.pscore, train.position if count > 1 else None)
+    return greedy(learner.predict(test.users), test)
 
 
 def direct_learner(train: Log, test: Log) -> np.ndarray:
     """The greedy policy of obp's regression model of the reward."""
-    model = RegressionModel(
-        n_actions=len(train.items),
-        len_list=POSITIONS,
-        action_context=train.items,
-        base_model=LogisticRegression(max_iter=1000),
-    )
-    model.fit(train.users, train.action, train.reward, train.pscore, train.position)
-    rewards = model.predict(test.users)
-    return rewards[np.arange(len(test.action)), :, test.position].argmax(axis=1)
+    count, base = positions(train), LogisticRegression(max_iter=1000)
+    model = RegressionModel(n_actions=len(train.items), len_list=count, action_context=train.items, base_model=base)
+    model.fit(train.users, train.action, train.reward, train.pscore, train.position if count > 1 else None)
+    return greedy(model.predict(test.users), test)
 
 
 LEARNERS: dict[str, Callable[[Log, Log], np.ndarray]] = {
@@ -168,6 +180,10 @@ LEARNERS: dict[str, Callable[[Log, Log], np.ndarray]] = {
     "Flat": ours(lambda log: FlatOPO(gaussian_prior(log), ALPHA)),
     "Global": ours(lambda log: GlobalOPO(gaussian_prior(log), ALPHA)),
     "logistic Hier": ours(logistic),
+    "Hier, item identities": ours(lambda log: HierOPO(gaussian_prior(log), ALPHA), by_item=True),
+    "Flat, item identities": ours(lambda log: FlatOPO(gaussian_prior(log), ALPHA), by_item=True),
+    "Global, item identities": ours(lambda log: GlobalOPO(gaussian_prior(log), ALPHA), by_item=True),
+    "logistic Hier, item identities": ours(logistic, by_item=True),
     "obp regression model, greedy": direct_learner,
     PEER: ipw_learner,
 }

@@ -89,8 +89,12 @@ def row(
         A mapping in the form of the schema; ``met`` is null where nothing was aimed at.
     """
     met = None if goal is None or ratio is None else bool(ratio.value <= goal)
-    fields = {"name": name, "ours": ours, "peer": peer, "unit": unit, "peer_name": peer_name}
-    return fields | {"ratio": ratio, "goal": goal, "met": met} | extra
+    fields = {"name": name, "unit": unit, "peer_name": peer_name, "ratio": ratio, "goal": goal, "met": met}
+    for key, value in (("ours", ours), ("peer", peer)):
+        fields[key] = None if value is None else float(value)
+        if isinstance(value, Estimate) and value.low is not None:
+            fields[f"{key}_interval"] = [value.low, value.high]
+    return fields | extra
 
 
 def save(name: str, args: argparse.Namespace, rows: Sequence[Row], notes: str, peers: Sequence[str] = ()) -> None:
@@ -112,9 +116,12 @@ def save(name: str, args: argparse.Namespace, rows: Sequence[Row], notes: str, p
     records.write_json_atomic(args.out, head | body | {"notes": notes})
     for entry in rows:
         aim = "" if entry["goal"] is None else f"  (goal {entry['goal']:g}: {'met' if entry['met'] else 'MISSED'})"
-        figures = f"{_show(entry['ours'])} against {_show(entry['peer'])} {entry['unit']}"
-        print(f"{entry['name']}: {figures} [{entry['peer_name']}], ratio {_show(entry['ratio'])}{aim}")
+        figures = f"{_show(entry, 'ours')} against {_show(entry, 'peer')} {entry['unit']}"
+        print(f"{entry['name']}: {figures} [{entry['peer_name']}], ratio {_show(entry, 'ratio')}{aim}")
 
 
-def _show(value: Estimate | float | None) -> str:
-    return "-" if value is None else format(value, ".4g")
+def _show(entry: Row, key: str) -> str:
+    if entry[key] is None:
+        return "-"
+    interval = entry.get(f"{key}_interval")
+    return format(entry[key], ".4g") + ("" if interval is None else " [{:.4g}, {:.4g}]".format(*interval))
