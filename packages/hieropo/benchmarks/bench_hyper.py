@@ -70,7 +70,7 @@ def compare(m: int, repeats: int) -> list[harness.Row]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the benchmark."""
     args = harness.options(NAME, argv)
-    sizes = [(60, 2)] if args.quick else [(200, 5), (600, 2), (2000, 2)]
+    sizes = [(60, 2)] if args.quick else [(200, 3), (600, 2), (2000, 2)]
     rows = [row for m, repeats in sizes for row in compare(m, repeats)]
     harness.save(NAME, args, rows, NOTES, ["statsmodels"])
 
