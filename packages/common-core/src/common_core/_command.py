@@ -36,6 +36,32 @@ class Answer:
     status: int = field(default=OK)
 
 
+def option(metavar: str, absent: str | None = None) -> Any:
+    """How a parameter of a verb is shown in its help: the second part of its ``Annotated``.
+
+    Args:
+        metavar: What stands for the value, such as ``"DIR"``.
+        absent: For a parameter whose default is None, what is done without it, in words.
+
+    Returns:
+        A marker for tyro.
+
+    Raises:
+        ImportError: tyro is missing (extra ``cli``).
+    """
+    tyro = _tyro()
+    hint = None if absent is None else f"(default: {absent})"
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=hint)
+
+
+def _tyro() -> Any:
+    try:
+        import tyro
+    except ImportError as error:
+        raise ImportError("the command line needs tyro: install repertory-common-core[cli]") from error
+    return tyro
+
+
 def run_app(
     name: str,
     verbs: Mapping[str, Callable[..., Answer]],
@@ -80,12 +106,8 @@ def run_app(
 
 
 def _call(name: str, verbs: Mapping[str, Callable[..., Answer]], description: str, words: list[str]) -> Answer:
-    try:
-        import tyro
-    except ImportError as error:
-        raise ImportError("the command line needs tyro: install repertory-common-core[cli]") from error
     suffix = "Every verb also takes --json (the answer as JSON) and --debug (tracebacks)."
-    return tyro.extras.subcommand_cli_from_dict(
+    return _tyro().extras.subcommand_cli_from_dict(
         dict(verbs), prog=name, description=f"{description} {suffix}", args=words, sort_subcommands=False
     )
 

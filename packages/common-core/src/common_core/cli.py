@@ -7,6 +7,7 @@ from common_core._command import INTERRUPTED as INTERRUPTED
 from common_core._command import OK as OK
 from common_core._command import USAGE as USAGE
 from common_core._command import Answer as Answer
+from common_core._command import option as option
 from common_core._command import run_app as run_app
 
 

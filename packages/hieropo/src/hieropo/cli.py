@@ -4,11 +4,11 @@ import io
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
-from common_core.cli import Answer, package_app
+from common_core.cli import Answer, option, package_app
 from common_core.console import progress, table
 from common_core.records import write_bytes_atomic
 from common_core.seeding import Streams
@@ -20,6 +20,8 @@ from hieropo.ope import LoggedFeedback, direct_method, doubly_robust, inverse_pr
 from hieropo.prior import GaussianHierarchy
 from hieropo.statistics import TaskStatistics
 from hieropo.structure import Structure
+
+Policy = Annotated[Path, option("POLICY.npz")]
 
 _TOLERANCE = 1e-6  # of the evidence, relative: no policy feels less
 _LISTED = 10  # tasks that `info` lists from either end
@@ -73,15 +75,15 @@ def demo(seed: int = 0) -> Answer:
 
 
 def fit(
-    log: Path,
-    out: Path,
+    log: Annotated[Path, option("LOG.npz")],
+    out: Annotated[Path, option("POLICY.npz")],
     /,
-    alpha: float | None = None,
-    delta: float | None = None,
+    alpha: Annotated[float | None, option("FLOAT", "0.1, or from delta")] = None,
+    delta: Annotated[float | None, option("FLOAT", "alpha as given")] = None,
     kind: Kind = "simultaneous",
-    sigma: float | None = None,
-    sigma_0: float | None = None,
-    sigma_q: float | None = None,
+    sigma: Annotated[float | None, option("FLOAT", "learned")] = None,
+    sigma_0: Annotated[float | None, option("FLOAT", "learned")] = None,
+    sigma_q: Annotated[float | None, option("FLOAT", "flat")] = None,
     structure: Structure = "full",
 ) -> Answer:
     """Learn policies of all tasks from a log, and its prior too unless it is given.
@@ -89,14 +91,14 @@ def fit(
     LOG.npz holds features [n, d] of the logged actions, rewards [n] and task_ids [n] (integers or strings).
 
     Args:
-        log: The log, LOG.npz.
-        out: Where the policy goes, such as policy.npz; replaced whole or not at all.
-        alpha: Width of the lower bounds in standard deviations; 0 is greedy. 0.1 if neither it nor delta is given.
+        log: The log.
+        out: Where the policy goes; replaced whole or not at all.
+        alpha: Width of the lower bounds in standard deviations; 0 is greedy.
         delta: Failure probability from which the width is derived instead.
         kind: What delta means: all actions at once, a single one, or the paper's width.
-        sigma: Standard deviation of the reward noise; learned if not given.
-        sigma_0: Standard deviation of each weight of a task around the mean; learned if not given. Needs the other two.
-        sigma_q: Standard deviation of each weight of the mean; nothing is assumed (a flat prior) if not given.
+        sigma: Standard deviation of the reward noise.
+        sigma_0: Standard deviation of each weight of a task around the mean. Needs the other two.
+        sigma_q: Standard deviation of each weight of the mean; flat assumes nothing.
         structure: Structure of the learned covariance of tasks around the mean.
     """
     arrays = _read(log, ("features", "rewards", "task_ids"))
@@ -128,7 +130,9 @@ def fit(
     return Answer(data, [table(["policy", ""], rows), f"\nSaved to {out}"])
 
 
-def predict(policy: Path, contexts: Path, out: Path, /) -> Answer:
+def predict(
+    policy: Policy, contexts: Annotated[Path, option("CONTEXTS.npz")], out: Annotated[Path, option("OUT.npz")], /
+) -> Answer:
     """Choose an action in each context.
 
     CONTEXTS.npz holds action_features [B, K, d], task_ids [B] and, where actions are missing, mask [B, K]. OUT.npz will
@@ -136,8 +140,8 @@ def predict(policy: Path, contexts: Path, out: Path, /) -> Answer:
 
     Args:
         policy: What fit saved.
-        contexts: The contexts, CONTEXTS.npz.
-        out: Where the choices go, OUT.npz; replaced whole or not at all.
+        contexts: The contexts.
+        out: Where the choices go; replaced whole or not at all.
     """
     estimator = load(policy)
     arrays = _read(contexts, ("action_features", "task_ids"), ("mask",))
@@ -159,7 +163,7 @@ def predict(policy: Path, contexts: Path, out: Path, /) -> Answer:
     return Answer(data, f"{shown}\nSaved to {out}")
 
 
-def evaluate(policy: Path, log: Path, /, confidence: float = 0.95) -> Answer:
+def evaluate(policy: Policy, log: Annotated[Path, option("LOG.npz")], /, confidence: float = 0.95) -> Answer:
     """Estimate what a policy earns, from a log with propensities that it was not learned from.
 
     LOG.npz holds action_features [n, K, d], task_ids [n], and of the logged actions: actions [n] in 0..K-1, rewards [n]
@@ -188,12 +192,12 @@ def evaluate(policy: Path, log: Path, /, confidence: float = 0.95) -> Answer:
     return Answer({"logged": logged, **data}, [table(head, rows), f"\nThe logging policy earned {logged:.4g} a row."])
 
 
-def info(policy: Path, /, task: str | None = None) -> Answer:
+def info(policy: Policy, /, task: Annotated[str | None, option("LABEL", "all tasks in brief")] = None) -> Answer:
     """Show what a policy file holds, or what is known about one task.
 
     Args:
         policy: What fit saved.
-        task: A task's label; all tasks in brief if not given.
+        task: A task's label.
     """
     estimator = load(policy)
     stats = estimator.statistics

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import RenderableType
 from rich.text import Text
 
-from common_core._command import FELL_SHORT, INTERRUPTED, OK, Answer
+from common_core._command import FELL_SHORT, INTERRUPTED, OK, Answer, option
 from common_core.claims._claim import ClaimError
 from common_core.claims._compare import Comparison, compare
 from common_core.claims._discovery import discover, select
@@ -21,20 +21,15 @@ from common_core.engine import TaskResult
 from common_core.records import environment, to_jsonable
 
 Scale = Literal["quick", "full", "gpu"]
-Selectors = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[SELECTOR ...]")]
-Folder = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
+Selectors = Annotated[tuple[str, ...], tyro.conf.Positional, option("[SELECTOR ...]", "all")]
+Folder = Annotated[str, tyro.conf.Positional, option("DIR")]
 
 
-def _optional(metavar: str, absent: str) -> Any:
-    """How an option that may be left out is shown in the help."""
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {absent})")
-
-
-Jobs = Annotated[int | None, _optional("INT", "the number of cores")]
-Timeout = Annotated[float | None, _optional("SECONDS", "300 for quick, 3600 for full, 1800 for gpu")]
-Out = Annotated[str | None, _optional("DIR", "a new folder in repertory-results")]
-Resume = Annotated[str | None, _optional("DIR", "a new run")]
-Address = Annotated[str | None, _optional("ADDRESS", "a Ray of its own on this machine")]
+Jobs = Annotated[int | None, option("INT", "the number of cores")]
+Timeout = Annotated[float | None, option("SECONDS", "300 for quick, 3600 for full, 1800 for gpu")]
+Out = Annotated[str | None, option("DIR", "a new folder in repertory-results")]
+Resume = Annotated[str | None, option("DIR", "a new run")]
+Address = Annotated[str | None, option("ADDRESS", "a Ray of its own on this machine")]
 
 
 def list_verb(selectors: Selectors = (), /) -> Answer:
