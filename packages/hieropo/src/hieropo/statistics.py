@@ -312,7 +312,9 @@ def _task_sums(features: np.ndarray, rewards: np.ndarray, codes: np.ndarray, m: 
     """
     d = features.shape[1]
     count = np.bincount(codes, minlength=m)
-    gram, moment, square = np.zeros((m, d, d)), np.zeros((m, d)), np.zeros(m)
+    gram, moment, square = np.empty((m, d, d)), np.empty((m, d)), np.empty(m)
+    for total in (gram, moment, square):
+        total[count == 0] = 0.0  # the others are assigned below
     order = _sorting_order(codes, m)
     start = np.cumsum(count) - count
     by_count = np.argsort(count, kind="stable")
