@@ -1,10 +1,14 @@
 """The posterior against one big Gaussian, in every degenerate case."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hieropo import theory
+from hieropo.evidence import evidence_of
 from hieropo.posterior import condition, infer
 from hieropo.prior import GaussianHierarchy
 from hieropo.statistics import TaskStatistics
@@ -150,3 +154,53 @@ def test_covariances_are_symmetric_and_shrink_with_data(problem, seed):
         np.testing.assert_array_equal(cov, cov.T)
         assert np.linalg.eigvalsh(cov)[0] > -1e-12
         assert np.linalg.eigvalsh(prior_cov - cov)[0] > -1e-9
+
+
+@pytest.mark.parametrize("rank_0", [2, 3])  # a singular Sigma_0 and a regular one take different ways
+@pytest.mark.parametrize("sigma", [1e-4, 1e-5, 1e-6])
+def test_data_that_outweigh_the_prior(problem, rank_0, sigma):
+    """Few rows with hardly any noise: the covariance of the rewards is well conditioned where G_s is not."""
+    p = problem(seed=4, counts=(0, 1, 2, 1), rank_0=rank_0)
+    prior = replace(p.prior, sigma=sigma)
+    post = infer(p.stats, prior)
+    raw = (prior.mu_q, prior.Sigma_q, prior.Sigma_0, sigma, p.features, p.rewards, p.codes)
+    slow = theory.joint_posterior(*raw, p.m)
+    fitted = np.sum(p.features * post.means[p.codes], axis=1)
+    np.testing.assert_allclose(fitted, np.sum(p.features * slow.mean[1 + p.codes], axis=1), atol=1e-2 * sigma)
+    np.testing.assert_allclose(post.means, slow.mean[1:], atol=1e-3)
+    assert evidence_of(p.stats, post) == pytest.approx(theory.log_evidence(*raw), abs=1e-2)
+
+
+def test_weak_features_under_a_vague_prior_keep_their_information():
+    """W is a small difference of large matrices for a feature of size 1e-8, and Sigma_q lets it be felt."""
+    rng = np.random.default_rng(0)
+    features, codes = rng.uniform(-1, 1, (40, 3)), np.repeat(np.arange(8), 5)
+    units = np.array([1e-8, 1.0, 1.0])
+    wide = GaussianHierarchy(np.zeros(3), np.diag([1e16, 1.0, 1.0]), np.eye(3), 0.5)
+    rewards = rng.standard_normal(40)
+    # The same problem in units in which nothing is large or small.
+    plain = GaussianHierarchy(np.zeros(3), np.eye(3), np.diag([1e-16, 1.0, 1.0]), 0.5)
+    weak = infer(TaskStatistics.from_rows(features * units, rewards, codes), wide)
+    same = infer(TaskStatistics.from_rows(features, rewards, codes), plain)
+    np.testing.assert_allclose(weak.hyper.mean * units, same.hyper.mean, rtol=1e-9)
+    np.testing.assert_allclose(weak.hyper.cov * np.outer(units, units), same.hyper.cov, rtol=1e-9, atol=1e-12)
+
+
+def test_what_rounding_would_decide_is_refused(problem):
+    p = problem(seed=4, counts=(0, 1, 2, 7))
+    for sigma in (1e-8, 1e-10, 1e-12):
+        with pytest.raises(np.linalg.LinAlgError, match=r"rows of task 1 .* raise sigma"):
+            infer(p.stats, replace(p.prior, sigma=sigma))
+    twice = TaskStatistics.from_rows(p.features[:, [0, 1, 1]], p.rewards, p.codes)
+    with pytest.raises(np.linalg.LinAlgError, match="narrower Sigma_q"):
+        infer(twice, replace(p.prior, Sigma_q=1e16 * np.eye(3)))
+    full = problem(seed=4, counts=(9, 9))  # full rank: little noise is no difficulty for the posterior
+    post = infer(full.stats, replace(full.prior, sigma=1e-8))
+    for s in range(2):
+        rows = full.codes == s
+        np.testing.assert_allclose(
+            post.means[s], np.linalg.lstsq(full.features[rows], full.rewards[rows])[0], rtol=1e-6
+        )
+    exact = TaskStatistics.from_rows(full.features, full.features @ np.ones(3), full.codes)
+    with pytest.raises(np.linalg.LinAlgError, match="hide noise of size 1e-08"):
+        evidence_of(exact, infer(exact, replace(full.prior, sigma=1e-8)))

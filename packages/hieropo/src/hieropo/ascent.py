@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar, final
 
+import numpy as np
+
 __all__ = ["Ascent", "EvidenceFit", "climb"]
 
 _ROUNDING = 1e-10  # relative; a step that loses more has met data whose noise is near its floor
@@ -87,6 +89,7 @@ def climb(
 
     Raises:
         ValueError: tolerance < 0 or max_iter < 1.
+        numpy.linalg.LinAlgError: If the first state has no objective; a later one ends the climb before it.
     """
     if not tolerance >= 0:
         raise ValueError(f"tolerance must not be negative, got {tolerance}")
@@ -95,7 +98,12 @@ def climb(
     state = before = start
     trace: list[float] = []
     for _ in range(max_iter + 1):
-        following, value = step(state)
+        try:
+            following, value = step(state)
+        except np.linalg.LinAlgError as error:
+            if not trace:
+                raise
+            return Ascent(before, tuple(trace), False, f"stopped after {len(trace) - 1} steps: {error}")
         trace.append(value)
         gain = value - trace[-2] if len(trace) > 1 else math.inf
         if gain < 0.0:

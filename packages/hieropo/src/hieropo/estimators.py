@@ -13,8 +13,9 @@ from hieropo.confidence import Kind
 from hieropo.evidence import evidence_of
 from hieropo.labels import Task, as_labels, unknown_message
 from hieropo.learner import Knowledge, StatisticsLearner
+from hieropo.linalg import blocks
 from hieropo.policy import ActionScores
-from hieropo.posterior import HierarchicalPosterior, HyperPosterior, blocks, infer
+from hieropo.posterior import HierarchicalPosterior, HyperPosterior, infer
 from hieropo.prior import GaussianHierarchy
 from hieropo.statistics import TaskStatistics
 

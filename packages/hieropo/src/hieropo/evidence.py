@@ -14,10 +14,12 @@ from typing import final
 import numpy as np
 from jaxtyping import Float
 
-from hieropo.linalg import psd_factor, sum_products, symmetric
-from hieropo.posterior import HierarchicalPosterior, blocks, infer
+from hieropo.linalg import blocks, psd_factor, sum_products, symmetric
+from hieropo.posterior import HierarchicalPosterior, infer
 from hieropo.prior import GaussianHierarchy
 from hieropo.statistics import TaskStatistics
+
+_LOST = 1e-3  # share of a quadratic form that rounding may decide
 
 
 @final
@@ -66,7 +68,7 @@ def log_marginal_likelihood(stats: TaskStatistics, prior: GaussianHierarchy, fla
         The log density of the rewards, natural logarithm.
 
     Raises:
-        numpy.linalg.LinAlgError: If `flat` and the data do not determine μ.
+        numpy.linalg.LinAlgError: If `flat` and the data do not determine μ, or rounding hides the value.
 
     Example:
         >>> stats = TaskStatistics.from_rows([[1.0]], [1.0], [0])
@@ -86,12 +88,16 @@ def evidence_of(stats: TaskStatistics, posterior: HierarchicalPosterior) -> floa
 
     Returns:
         The log density of the rewards.
+
+    Raises:
+        numpy.linalg.LinAlgError: If rounding of Σy²/σ² hides the density (see `refuse_lost_residual`).
     """
     prior, hyper = posterior.prior, posterior.hyper
     scores = _task_scores(posterior)
     quadratic = _residual(stats, posterior.means) / prior.sigma**2
     quadratic += float(np.sum((posterior.means - hyper.mean) * scores))
     quadratic += float((hyper.mean - prior.mu_q) @ scores.sum(axis=0)) if not posterior.flat else 0.0
+    refuse_lost_residual(stats, prior.sigma**2, quadratic)
     log_det = _log_det_tasks(posterior) + hyper.log_det
     return -0.5 * (stats.n * math.log(2 * math.pi * prior.sigma**2) + log_det + quadratic)
 
@@ -113,7 +119,7 @@ def evidence_gradient(
         log p(Y) and the gradient.
 
     Raises:
-        numpy.linalg.LinAlgError: If `flat` and the data do not determine μ.
+        numpy.linalg.LinAlgError: If `flat` and the data do not determine μ, or rounding hides the value.
     """
     posterior = infer(stats, prior, flat)
     d, hyper, tasks = prior.d, posterior.hyper, posterior.tasks
@@ -153,6 +159,25 @@ def expected_moments(stats: TaskStatistics, posterior: HierarchicalPosterior) ->
         residual += float(np.vdot(stats.gram[block] @ spread, spread))
     delta = hyper.mean - posterior.prior.mu_q
     return ExpectedMoments(symmetric(outer), np.outer(delta, delta) + hyper.cov, residual)
+
+
+def refuse_lost_residual(stats: TaskStatistics, variance: float, quadratic: float) -> None:
+    """Raise if Σ(y − φᵀθ̂)²/σ², a difference of sums of the size of Σy²/σ², is lost in their rounding.
+
+    Args:
+        stats: The statistics.
+        variance: σ², in squared units of the reward.
+        quadratic: What −2 log p(Y) holds of the rewards, in units of σ².
+
+    Raises:
+        numpy.linalg.LinAlgError: If rounding exceeds a thousandth of both the number of rows and `quadratic`.
+    """
+    size = float(stats.square.sum())
+    if np.finfo(float).eps * size / variance > _LOST * max(stats.n, abs(quadratic)):
+        raise np.linalg.LinAlgError(
+            f"rewards of size {math.sqrt(size / stats.n):.3g} hide noise of size {math.sqrt(variance):.3g} in the "
+            "rounding of their squares; subtract a common value from the rewards, or raise sigma"
+        )
 
 
 def _task_scores(posterior: HierarchicalPosterior) -> Float[np.ndarray, "m d"]:

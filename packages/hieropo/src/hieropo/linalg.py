@@ -6,6 +6,7 @@ from jaxtyping import Float
 
 _ASYMMETRY = 1e-8  # relative; more than rounding is a mistake of the caller
 _NEGATIVE = 1e-10  # relative; eigenvalues above minus this are taken as zero
+_BLOCK_ENTRIES = 1 << 18  # entries of a block of matrices (2 MiB): temporaries stay in cache
 
 
 def symmetric(matrix: Float[np.ndarray, "*batch d d"]) -> Float[np.ndarray, "*batch d d"]:
@@ -89,3 +90,33 @@ def sum_products(a: Float[np.ndarray, "m d k"], b: Float[np.ndarray, "m d k"]) -
         The sum [d, d].
     """
     return np.tensordot(a, b, axes=((0, 2), (0, 2)))
+
+
+def smallest_scaled(matrix: Float[np.ndarray, "d d"]) -> float:
+    """The smallest eigenvalue of a symmetric matrix scaled to a unit diagonal: near rounding, it cannot be inverted.
+
+    Args:
+        matrix: Symmetric.
+
+    Returns:
+        At most one; zero where the diagonal is not positive.
+    """
+    diagonal = np.diagonal(matrix)
+    if not diagonal.min() > 0:
+        return 0.0
+    scale = np.sqrt(diagonal)
+    return float(np.linalg.eigvalsh(matrix / np.outer(scale, scale))[0])
+
+
+def blocks(m: int, d: int) -> list[slice]:
+    """Slices of the tasks whose d x d matrices fit in cache together.
+
+    Args:
+        m: Number of tasks.
+        d: Number of features.
+
+    Returns:
+        Slices covering 0..m-1 in order.
+    """
+    step = max(1, _BLOCK_ENTRIES // (d * d))
+    return [slice(lo, min(lo + step, m)) for lo in range(0, m, step)]

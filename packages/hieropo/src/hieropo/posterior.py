@@ -12,19 +12,20 @@ Cost: O(m d³) time and O(m d²) memory, whatever the number of rows.
 """
 
 import math
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 from typing import final
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from hieropo.linalg import inverse_if_regular, psd_factor, symmetric
+from hieropo.linalg import blocks, inverse_if_regular, psd_factor, smallest_scaled, symmetric
+from hieropo.messages import TaskConditionals
 from hieropo.prior import GaussianHierarchy
 from hieropo.statistics import TaskStatistics
 
 _SINGULAR = 1e-12  # smallest eigenvalue of W, scaled to a unit diagonal, that is told from rounding
-_BLOCK_ENTRIES = 1 << 18  # entries of a block of task matrices (2 MiB): temporaries stay in cache
+_EXTREME = 1e10  # tr(Σ_0 G) above which it may leave nothing
+_WEIGHED = 1e-7  # the share of Σ̄ that rounding of W may decide
 
 
 @final
@@ -43,86 +44,6 @@ class GaussianPosterior:
     cov: Float[np.ndarray, "d d"]
     task_cov: Float[np.ndarray, "d d"]
     hyper_cov: Float[np.ndarray, "d d"]
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class TaskConditionals:
-    """All tasks given μ: θ_s | μ, D ~ N(C_s μ + Σ̃_s B_s, Σ̃_s).
-
-    Args:
-        sums: Σφφᵀ, as in the statistics, shape [m, d, d].
-        scale: 1/σ².
-        moment: B_s = Σφy/σ², shape [m, d].
-        cov: Σ̃_s, shape [m, d, d].
-        precision: Σ_0⁻¹ where it exists and is well conditioned, otherwise None.
-    """
-
-    sums: Float[np.ndarray, "m d d"]
-    scale: float
-    moment: Float[np.ndarray, "m d"]
-    cov: Float[np.ndarray, "m d d"]
-    precision: Float[np.ndarray, "d d"] | None
-
-    @cached_property
-    def gram(self) -> Float[np.ndarray, "m d d"]:
-        """G_s = Σφφᵀ/σ², shape [m, d, d], made when first asked for."""
-        return self.sums if self.scale == 1.0 else self.sums * self.scale
-
-    def residual(self, mu: Float[np.ndarray, " d"]) -> Float[np.ndarray, "m d"]:
-        """B_s − G_s μ, the rewards that one shared μ leaves unexplained.
-
-        Args:
-            mu: Shape [d].
-
-        Returns:
-            Shape [m, d].
-        """
-        return self.moment - self.sums @ (self.scale * mu)
-
-    def shrink(self, columns: Float[np.ndarray, "d k"]) -> Float[np.ndarray, "m d k"]:
-        """C_s X for every task and one shared X.
-
-        Args:
-            columns: X, shape [d, k].
-
-        Returns:
-            C_s X, shape [m, d, k].
-        """
-        if self.precision is not None:  # C = Σ̃ Σ_0⁻¹
-            return self.cov @ (self.precision @ columns)
-        return columns - self.cov @ (self.gram @ columns)  # C = I − Σ̃ G
-
-    def weigh(self, vectors: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "m d"]:
-        """C_sᵀ v_s, the part of v_s (in units of B_s) that speaks about μ.
-
-        Args:
-            vectors: v_s, shape [m, d].
-
-        Returns:
-            C_sᵀ v_s, shape [m, d].
-        """
-        inner = _matvec(self.cov, vectors)
-        return inner @ self.precision if self.precision is not None else vectors - _matvec(self.gram, inner)
-
-    def information(self) -> Float[np.ndarray, "d d"]:
-        """W = Σ_s C_sᵀ G_s, the precision with which the data determine μ.
-
-        Returns:
-            W, symmetric, shape [d, d].
-        """
-        d = self.cov.shape[1]
-        if self.precision is None:  # Σ (G − G Σ̃ G), the sum over tasks inside one product as G is symmetric
-            total = self.gram.sum(axis=0)
-            for block in blocks(len(self.gram), d):
-                gram = self.gram[block]
-                total -= gram.reshape(-1, d).T @ (self.cov[block] @ gram).reshape(-1, d)
-            return symmetric(total)
-        m, largest = len(self.cov), self.scale * np.trace(self.sums, axis1=1, axis2=2).max(initial=0.0)
-        if np.trace(self.precision) < largest:  # Σ (Σ_0⁻¹ − Σ_0⁻¹ Σ̃ Σ_0⁻¹): rounding is relative to Σ_0⁻¹
-            return symmetric(m * self.precision - self.precision @ self.cov.sum(axis=0) @ self.precision)
-        # Σ_0⁻¹ Σ Σ̃ G as one product: rounding is relative to G
-        return symmetric(self.scale * self.precision @ (self.cov.reshape(-1, d).T @ self.sums.reshape(-1, d)))
 
 
 @final
@@ -154,8 +75,13 @@ def condition(stats: TaskStatistics, prior: GaussianHierarchy) -> TaskConditiona
 
     Returns:
         The conditionals.
+
+    Raises:
+        numpy.linalg.LinAlgError: If rounding of a task's sums decides more than its prior.
     """
     scale = 1.0 / prior.sigma**2
+    dominance = scale * (stats.gram.reshape(stats.m, prior.d**2) @ prior.Sigma_0.reshape(-1))
+    _refuse_lopsided(stats, prior, np.flatnonzero(dominance > _EXTREME))
     cov = np.empty_like(stats.gram)
     precision, factor = inverse_if_regular(prior.Sigma_0), psd_factor(prior.Sigma_0)
     eye = np.eye(prior.d)
@@ -166,7 +92,8 @@ def condition(stats: TaskStatistics, prior: GaussianHierarchy) -> TaskConditiona
             cov[block] = np.linalg.inv(gram)
         else:
             cov[block] = factor @ np.linalg.inv(eye + factor.T @ gram @ factor) @ factor.T
-    return TaskConditionals(stats.gram, scale, stats.moment * scale, cov, precision)
+    largest = float(dominance.max(initial=0.0))
+    return TaskConditionals(stats.gram, scale, stats.moment * scale, cov, precision, prior.Sigma_0, largest)
 
 
 def hyper_posterior(
@@ -187,7 +114,7 @@ def hyper_posterior(
         The posterior.
 
     Raises:
-        numpy.linalg.LinAlgError: If `flat` and the data do not determine μ (W is singular).
+        numpy.linalg.LinAlgError: If `flat` and the data do not determine μ (W is singular), or if rounding decides.
     """
     d = prior.d
     if flat:
@@ -196,11 +123,16 @@ def hyper_posterior(
     else:
         root, constant = psd_factor(prior.Sigma_q), 0.0
         inner = np.eye(d) + root.T @ information @ root
+        if smallest_scaled(inner) < _SINGULAR:
+            raise np.linalg.LinAlgError(
+                "Sigma_q is so wide, and the data leave a direction of μ so open, that rounding decides the posterior; "
+                "give a narrower Sigma_q or rescale the features"
+            )
     chol = np.linalg.cholesky(inner)
     factor = np.linalg.solve(chol, root.T).T
-    cov = factor @ factor.T
     log_det = 2.0 * float(np.log(np.diagonal(chol)).sum()) + constant
-    return HyperPosterior(prior.mu_q + cov @ vector, cov, factor, log_det)
+    mean = prior.mu_q + root @ np.linalg.solve(inner, root.T @ vector)
+    return HyperPosterior(mean, factor @ factor.T, factor, log_det)
 
 
 @final
@@ -256,7 +188,7 @@ class HierarchicalPosterior:
             R_s, shape [k, d, d].
         """
         tasks = self.tasks
-        part = TaskConditionals(tasks.sums[which], tasks.scale, tasks.moment[which], tasks.cov[which], tasks.precision)
+        part = replace(tasks, sums=tasks.sums[which], moment=tasks.moment[which], cov=tasks.cov[which])
         return part.shrink(self.hyper.factor)
 
     def cross_cov(self, first: int, second: int) -> Float[np.ndarray, "d d"]:
@@ -323,7 +255,9 @@ def infer(stats: TaskStatistics, prior: GaussianHierarchy, flat: bool = False) -
         The posterior.
 
     Raises:
-        numpy.linalg.LinAlgError: If `flat` and the data do not determine μ.
+        ValueError: If the numbers of features differ.
+        numpy.linalg.LinAlgError: If `flat` and the data do not determine μ, or if the data outweigh the prior so far in
+            some directions (10¹² times) and so little in others that double precision cannot hold both.
 
     Reference:
         Hong et al., ICML 2023, Section 4, in the inverse-free form of the module's docstring.
@@ -338,31 +272,37 @@ def infer(stats: TaskStatistics, prior: GaussianHierarchy, flat: bool = False) -
         raise ValueError(f"the statistics hold {stats.d} features, the prior {prior.d}")
     tasks = condition(stats, prior)
     residual = tasks.weigh(tasks.residual(prior.mu_q)).sum(axis=0)
-    hyper = hyper_posterior(tasks.information(), residual, prior, flat)
-    means = hyper.mean + _matvec(tasks.cov, tasks.residual(hyper.mean))
+    hyper = _careful_hyper_posterior(tasks, residual, prior, flat)
+    means = hyper.mean + tasks.solve(tasks.residual(hyper.mean))
     return HierarchicalPosterior(prior, tasks, hyper, means, flat)
 
 
-def blocks(m: int, d: int) -> list[slice]:
-    """Slices of the tasks whose d x d matrices fit in cache together.
+def _careful_hyper_posterior(
+    tasks: TaskConditionals, residual: np.ndarray, prior: GaussianHierarchy, flat: bool
+) -> HyperPosterior:
+    """The posterior of μ, from the quick form of W unless its rounding shows: ΔW changes Σ̄ by Σ̄ ΔW Σ̄."""
+    try:
+        hyper = hyper_posterior(tasks.information(), residual, prior, flat)
+        if tasks.information_rounding() * float(np.diagonal(hyper.cov).max()) <= _WEIGHED:
+            return hyper
+    except np.linalg.LinAlgError:  # said of the careful form, it is final
+        pass
+    return hyper_posterior(tasks.information(careful=True), residual, prior, flat)
 
-    Args:
-        m: Number of tasks.
-        d: Number of features.
 
-    Returns:
-        Slices covering 0..m-1 in order.
-    """
-    step = max(1, _BLOCK_ENTRIES // (d * d))
-    return [slice(lo, min(lo + step, m)) for lo in range(0, m, step)]
+def _refuse_lopsided(stats: TaskStatistics, prior: GaussianHierarchy, which: np.ndarray) -> None:
+    """Sums of rows that are large in one direction carry rounding into all others; it must not outweigh the prior."""
+    factor = psd_factor(prior.Sigma_0) / prior.sigma
+    for index in which:
+        if smallest_scaled(np.eye(prior.d) + factor.T @ stats.gram[index] @ factor) < _SINGULAR:
+            raise np.linalg.LinAlgError(
+                f"the rows of task {stats.tasks[index].item()!r} say so much more in some directions than in others "
+                f"that rounding decides the latter: sigma = {prior.sigma:.3g} is too small for features and Sigma_0 of "
+                "this size; raise sigma, narrow Sigma_0 or rescale the features"
+            )
 
 
 def _refuse_singular(information: np.ndarray) -> None:
     """A flat prior needs data in every direction; rounding alone would let a singular W pass the factorisation."""
-    scale = np.sqrt(np.maximum(np.diagonal(information), 0.0))
-    if not scale.all() or np.linalg.eigvalsh(information / np.outer(scale, scale))[0] < _SINGULAR:
+    if not smallest_scaled(information) >= _SINGULAR:
         raise np.linalg.LinAlgError("the data do not determine μ under a flat prior")
-
-
-def _matvec(matrices: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    return (matrices @ vectors[..., None])[..., 0]

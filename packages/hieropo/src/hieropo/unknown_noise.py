@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import fdtri, gammaln, stdtrit
 
-from hieropo.evidence import evidence_of
+from hieropo.evidence import evidence_of, refuse_lost_residual
 from hieropo.posterior import GaussianPosterior, HierarchicalPosterior, infer
 from hieropo.prior import GaussianHierarchy
 from hieropo.statistics import TaskStatistics
@@ -169,6 +169,7 @@ def infer_with_noise(stats: TaskStatistics, prior: NoisePrior) -> NoisePosterior
 
     Raises:
         ValueError: Another number of features.
+        numpy.linalg.LinAlgError: If rounding of the rewards' squares hides their noise.
 
     Reference:
         The linear-Gaussian model of Hong et al. (ICML 2023) with the conjugate prior of its noise variance added.
@@ -182,6 +183,8 @@ def infer_with_noise(stats: TaskStatistics, prior: NoisePrior) -> NoisePosterior
     """
     unit = infer(stats, prior.hierarchy)
     shape, scale = prior.shape + 0.5 * stats.n, prior.scale + 0.5 * _energy(stats, unit)
+    if stats.n:
+        refuse_lost_residual(stats, scale / shape, 2.0 * shape)
     # With no rewards to explain, −2 log p at noise one is the constant and the determinants alone.
     nothing = TaskStatistics(stats.tasks, stats.count, stats.gram, 0.0 * stats.moment, 0.0 * stats.square)
     h = prior.hierarchy
