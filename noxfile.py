@@ -167,7 +167,7 @@ def floor(session: nox.Session, package: str) -> None:
 @each_package
 def bench(session: nox.Session, package: str) -> None:
     """Benchmarks of one package against its peers; figures go to packages/PACKAGE/benchmarks/results."""
-    sync(session, "--package", project(package)["name"], "--all-extras", "--group=peers")
+    sync(session, "--package", project(package)["name"], "--all-extras", "--all-groups")
     for script in sorted((ROOT / "packages" / package / "benchmarks").glob("bench_*.py")):
         session.run("python", str(script), *session.posargs)
 

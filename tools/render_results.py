@@ -87,17 +87,35 @@ def footnote(device: Any, versions: Mapping[str, Any], notes: str) -> str:
     return f"Measured on {', '.join(parts)}." + (f" {notes.rstrip('.')}." if notes else "")
 
 
+def side(row: Mapping[str, Any], name: str, who: str | None = None) -> str:
+    """Return one side of a comparison: its figure, its interval where it has one, and who it is."""
+    text = quantity(float(row[name]), row.get("unit", ""))
+    if row.get(f"{name}_interval") is not None:
+        low, high = row[f"{name}_interval"]
+        text += f" [{number(float(low))}, {number(float(high))}]"
+    return f"{text} ({who})" if who else text
+
+
+def goal(row: Mapping[str, Any]) -> str:
+    """Return the goal of a ratio, and whether it was met."""
+    if row.get("goal") is None:
+        return ""
+    return f"≤ {number(float(row['goal']))}, {'met' if row['met'] else 'missed'}"
+
+
 def render_benchmark(data: Mapping[str, Any]) -> list[str]:
-    """Return the table of a benchmark: ours, the peer, and the ratio with its interval."""
-    rows = []
-    for row in data["rows"]:
-        unit = row.get("unit", "")
-        cells = [str(row["name"]), quantity(float(row["ours"]), unit)]
-        peer = row.get("peer")
-        cells += ["" if peer is None else quantity(float(peer), unit)]
-        cells += ["" if row.get("ratio") is None else estimate(row["ratio"])]
-        rows.append(cells)
-    lines = table(["", "ours", "peer", "ours / peer"], rows)
+    """Return the table of a benchmark: ours, the peer, the ratio with its interval and, where there are any, goals."""
+    who = {row.get("peer_name") for row in data["rows"] if row.get("peer") is not None}
+    alone = who.pop() if len(who) == 1 else None
+    head = ["", "ours", f"peer: {alone}" if alone else "peer", "ours / peer", "goal"]
+    rows = [
+        [str(row["name"]), side(row, "ours"),
+         "" if row.get("peer") is None else side(row, "peer", None if alone else row.get("peer_name")),
+         "" if row.get("ratio") is None else estimate(row["ratio"]), goal(row)]
+        for row in data["rows"]
+    ]  # fmt: skip
+    used = [k for k in range(len(head)) if k < 2 or any(cells[k] for cells in rows)]
+    lines = table([head[k] for k in used], [[cells[k] for k in used] for cells in rows])
     return [*lines, "", footnote(data["device"], data["versions"], data.get("notes", ""))]
 
 
