@@ -278,6 +278,7 @@ def test_comparison_tells_what_moved(finished, tmp_path):
     assert found.settings == ("seed",)
     assert found.verdicts["toy.nan"] == ("could not run", None)
     assert found.worse == ("toy.good",)
+    assert found.alone == ("toy.nan",)
     assert [(move.claim, move.metric) for move in found.moves if move.moved] == [("toy.short", "x"), ("toy.short", "y")]
     assert not compare(first, first).worse
     assert not any(move.moved for move in compare(first, first).moves)
@@ -295,8 +296,14 @@ def test_the_command_gives_the_right_exit_status(toy, tmp_path, capsys, monkeypa
         (["run", "toy.good", "--resume", "good"], "give no selector"),
         (["run", "--resume", "nowhere"], "no such file"),
         (["run", "toy.good", "--device", "cuda:99"], "cannot be found"),
-        (["run", "toy.good", "--jobs", "0"], "jobs is 0"),
-        (["run", "toy.good", "--address", "auto"], "engine='ray'"),
+        (["run", "toy.good", "--jobs", "0", "--out", "unwritten"], "jobs is 0"),
+        (["run", "toy.good", "--timeout", "0", "--out", "unwritten"], "timeout is 0.0 seconds; give more than 0"),
+        (["run", "toy.good", "--address", "auto", "--out", "unwritten"], "choose the engine 'ray'"),
+        (
+            ["run", "toy.good", "--scale", "gpu", "--out", "unwritten"],
+            "none of the 1 selected claims has the scale 'gpu'",
+        ),
+        (["run", "toy.good", "--out", "site/toy_claims.py"], "is a file; give a folder"),
         (["report", "nowhere"], "no such file"),
         (["compare", "good", "nowhere"], "no such file"),
     ]:
@@ -304,10 +311,20 @@ def test_the_command_gives_the_right_exit_status(toy, tmp_path, capsys, monkeypa
         error = capsys.readouterr().err
         assert message in error
         assert "Traceback" not in error
+    assert not (tmp_path / "unwritten").exists()
+    (tmp_path / "good" / "results.json").rename(tmp_path / "kept.json")
+    assert main(["report", "good"]) == 2
+    assert "go on with it by repertory run --resume good" in capsys.readouterr().err
+    (tmp_path / "kept.json").rename(tmp_path / "good" / "results.json")
     assert main(["run", "toy.god", "--debug"]) == 2
     assert "Traceback" in capsys.readouterr().err
     assert main(["compare", "good", "good"]) == 0
-    assert main(["compare", "good", "boom"]) == 1
+    assert main(["compare", "good", "boom"]) == 0
+    assert "In one of the runs only: toy.boom, toy.good." in capsys.readouterr().out
+    data = json.loads((tmp_path / "good" / "results.json").read_text())
+    data["claims"][0]["verdict"] = "falls short"
+    (tmp_path / "worse.json").write_text(json.dumps(data))
+    assert main(["compare", "good", "worse.json"]) == 1
     assert main(["report", "good"]) == 0
     assert main(["list", "toy.g*"]) == 0
     with pytest.raises(SystemExit) as leaving:

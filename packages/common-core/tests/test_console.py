@@ -1,9 +1,11 @@
+import importlib.metadata
 import io
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from common_core.cli import Answer, package_app, run_app
+from common_core.cli import Answer, main, package_app, run_app
 from common_core.console import Board, duration, table
 from common_core.engine import Event, TaskResult
 
@@ -74,6 +76,20 @@ def test_errors_of_a_verb_are_one_line(capsys):
 
     assert run_app("tool", {"fail": fail, "other": fail}, "A tool.", ["fail"]) == 2
     assert capsys.readouterr().err.strip() == "tool: first second"
+
+
+def test_a_missing_file_is_told_in_words(capsys):
+    def read(path: str = "no/such/file") -> Answer:
+        """Read."""
+        return Answer({"text": Path(path).read_text()})
+
+    assert run_app("tool", {"read": read, "other": read}, "A tool.", ["read"]) == 2
+    assert capsys.readouterr().err.strip() == "tool: no/such/file: no such file or directory"
+
+
+def test_the_version_is_that_of_the_distribution(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == f"repertory {importlib.metadata.version('repertory-common-core')}"
 
 
 def test_a_verb_takes_what_follows_two_dashes(capsys):

@@ -282,5 +282,5 @@ def test_what_cannot_be_run_is_refused(jobs):
         run([Task("a", jobs.square), Task("a", jobs.square)])
     with pytest.raises(ValueError, match="jobs is 0"):
         run([Task("a", jobs.square)], jobs=0)
-    with pytest.raises(ValueError, match="engine='ray'"):
+    with pytest.raises(ValueError, match="choose the engine 'ray'"):
         run([Task("a", jobs.square)], address="auto")

@@ -132,7 +132,6 @@ def test_tables_for_people(data: dict[str, Any], tmp_path: Path, capsys: pytest.
     [
         (("fit", "absent.npz", "policy.npz"), "absent.npz"),
         (("fit", "text.npz", "policy.npz"), "not an .npz file"),
-        (("fit", "objects.npz", "policy.npz"), "not an .npz file of plain arrays"),
         (("fit", "contexts.npz", "policy.npz"), "lacks features, rewards; it holds"),
         (("fit", "nan.npz", "policy.npz"), "rewards[1] is nan"),
         (("fit", "log.npz", "policy.npz", "--sigma-0", "0.4"), "give --sigma and --sigma-q too"),
@@ -142,6 +141,12 @@ def test_tables_for_people(data: dict[str, Any], tmp_path: Path, capsys: pytest.
         (("info", "log.npz"), "not a file that hieropo saved"),
         (("evaluate", "saved.npz", "log.npz"), "lacks action_features, actions, propensities"),
         (("info", "saved.npz", "--task", "user-9"), "unknown task 'user-9'"),
+        (("fit", "log.npz", "log.npz"), "is read and would be written over"),
+        (("predict", "saved.npz", "contexts.npz", "saved.npz"), "is read and would be written over"),
+        (("predict", "saved.npz", "contexts.npz", "contexts.npz"), "is read and would be written over"),
+        (("fit", "log.npz", "absent/policy.npz"), "does not exist"),
+        (("fit", "log.npz", "policy.npz", "--kind", "paper"), "give --delta with it"),
+        (("fit", "objects.npz", "policy.npz"), "array 'features' holds Python objects"),
     ],
 )
 def test_errors_are_one_line_and_write_nothing(

@@ -5,6 +5,7 @@ A command is a dictionary of verbs: functions whose parameters become options (b
 line), and ends with the same statuses: 0 ok, 1 a claim or check fell short, 2 wrong usage or input, 130 interrupted.
 """
 
+import importlib.metadata
 import json
 import sys
 import traceback
@@ -84,10 +85,11 @@ def run_app(
     own = words[: words.index("--")] if "--" in words else words
     flags = {flag: flag in own for flag in ("--json", "--debug")}
     words = [word for word in own if word not in flags] + words[len(own) :]
-    if not words:
-        words = ["--help"]
+    if words == ["--version"]:
+        answers().print(f"{name} {_version(name)}")
+        return OK
     try:
-        answer = _call(name, verbs, description, words)
+        answer = _call(name, verbs, description, words or ["--help"])
         _show(answer, as_json=flags["--json"])
     except KeyboardInterrupt:
         progress().print(f"{name}: interrupted")
@@ -98,15 +100,28 @@ def run_app(
     except (ValueError, TypeError, LookupError, OSError, ImportError, ArithmeticError, RuntimeError) as error:
         if flags["--debug"]:
             traceback.print_exc()
-        message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-        line = " ".join((message or type(error).__name__).split())
-        progress().print(Text(f"{name}: {line}", "red"), soft_wrap=True)
+        progress().print(Text(f"{name}: {_sentence(error)}", "red"), soft_wrap=True)
         return USAGE
     return answer.status
 
 
+def _sentence(error: Exception) -> str:
+    """An error as one line, without what only a programmer reads."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        text = f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}"
+    else:
+        text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return " ".join((text or type(error).__name__).split())
+
+
+def _version(name: str) -> str:
+    """The version of the distribution that brings the command."""
+    points = importlib.metadata.entry_points(group="console_scripts", name=name)
+    return next((point.dist.version for point in points if point.dist is not None), "of an unknown version")
+
+
 def _call(name: str, verbs: Mapping[str, Callable[..., Answer]], description: str, words: list[str]) -> Answer:
-    suffix = "Every verb also takes --json (the answer as JSON) and --debug (tracebacks)."
+    suffix = "Every verb also takes --json (the answer as JSON) and --debug (tracebacks); --version shows the version."
     return _tyro().extras.subcommand_cli_from_dict(
         dict(verbs), prog=name, description=f"{description} {suffix}", args=words, sort_subcommands=False
     )

@@ -43,7 +43,9 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[RenderableType]], titl
     Returns:
         A rich table.
     """
-    made = Table(*columns, title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for k, name in enumerate(columns):
+        made.add_column(name, no_wrap=k == 0, overflow="fold")  # the first names the row: it can be copied whole
     for row in rows:
         made.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
     return made

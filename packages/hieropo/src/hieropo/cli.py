@@ -101,6 +101,11 @@ def fit(
         sigma_q: Standard deviation of each weight of the mean; flat assumes nothing.
         structure: Structure of the learned covariance of tasks around the mean.
     """
+    _distinct(out, log)
+    if alpha is not None and delta is not None:
+        raise ValueError("--alpha and --delta are both given; give one of them")
+    if delta is None and kind != "simultaneous":
+        raise ValueError(f"--kind {kind} says what a delta means: give --delta with it")
     arrays = _read(log, ("features", "rewards", "task_ids"))
     stats = TaskStatistics.from_rows(arrays["features"], arrays["rewards"], arrays["task_ids"])
     progress().print(f"read {stats.n} rows of {stats.m} tasks with {stats.d} features")
@@ -143,6 +148,7 @@ def predict(
         contexts: The contexts.
         out: Where the choices go; replaced whole or not at all.
     """
+    _distinct(out, policy, contexts)
     estimator = load(policy)
     arrays = _read(contexts, ("action_features", "task_ids"), ("mask",))
     features, tasks, mask = arrays["action_features"], arrays["task_ids"], arrays.get("mask")
@@ -247,6 +253,17 @@ def _summary(policy: GaussianOPO) -> list[tuple[str, str]]:
     ]
 
 
+def _distinct(out: Path, *sources: Path) -> None:
+    """Refuse to write over what is read, and into a folder that does not exist: it is likely a slip of the pen."""
+    for source in sources:
+        if out.exists() and source.exists() and out.samefile(source):
+            raise ValueError(f"{out} is read and would be written over; give another file for the output")
+    if out.is_dir():
+        raise ValueError(f"{out} is a folder; give a file for the output")
+    if not out.parent.is_dir():
+        raise ValueError(f"the folder {out.parent} of the output does not exist; make it, or mend the path")
+
+
 def _read(path: Path, required: Sequence[str], optional: Sequence[str] = ()) -> dict[str, np.ndarray]:
     """Named arrays of an .npz file, without pickle."""
     try:
@@ -257,9 +274,24 @@ def _read(path: Path, required: Sequence[str], optional: Sequence[str] = ()) -> 
             if missing:
                 have = ", ".join(file.files) or "nothing"
                 raise KeyError(f"{path} lacks {', '.join(missing)}; it holds {have}; needed are {', '.join(required)}")
-            return {name: file[name] for name in (*required, *optional) if name in file.files}
+            return {name: _plain(file, name, path) for name in (*required, *optional) if name in file.files}
+    except _ObjectArrayError as error:
+        raise ValueError(str(error)) from None
     except (ValueError, EOFError, zipfile.BadZipFile):
         raise ValueError(f"{path} is not an .npz file of plain arrays; write it by np.savez") from None
+
+
+def _plain(file: Any, name: str, path: Path) -> np.ndarray:
+    try:
+        return file[name]
+    except ValueError:  # numpy refuses to unpickle
+        raise _ObjectArrayError(
+            f"{path}: array {name!r} holds Python objects; save labels by .astype(str), numbers by .astype(float)"
+        ) from None
+
+
+class _ObjectArrayError(Exception):
+    """An array that only pickle could read."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

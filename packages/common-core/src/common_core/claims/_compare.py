@@ -49,8 +49,15 @@ class Comparison:
 
     @property
     def worse(self) -> tuple[str, ...]:
-        """Claims that held before and do not now, absent ones included."""
-        return tuple(key for key, (before, after) in self.verdicts.items() if before == "holds" and after != "holds")
+        """Claims of both runs that held before and do not now."""
+        return tuple(
+            key for key, pair in self.verdicts.items() if pair[0] == "holds" and pair[1] not in ("holds", None)
+        )
+
+    @property
+    def alone(self) -> tuple[str, ...]:
+        """Claims that only one of the runs has."""
+        return tuple(key for key, pair in self.verdicts.items() if None in pair)
 
 
 def compare(before: Results, after: Results) -> Comparison:

@@ -11,7 +11,7 @@ from common_core.claims._claim import SCALES, ClaimError
 from common_core.claims._discovery import Found
 from common_core.claims._execute import execute_claim
 from common_core.claims._results import ClaimResult, Results, result_of
-from common_core.engine import Event, ResultStore, Task, TaskResult, run
+from common_core.engine import Event, ResultStore, Task, TaskResult, check_run, run
 from common_core.records import environment, read_json, to_jsonable, write_json_atomic
 
 RUN_SCHEMA = "repertory.run/1"
@@ -85,14 +85,21 @@ def run_claims(
         The results; after Ctrl-C those so far, with ``interrupted`` set.
 
     Raises:
-        ValueError: The device cannot be found here; nothing has been run then.
+        ValueError: The device cannot be found here, no claim has the scale, or an option is out of range; nothing has
+            been run or written then.
     """
     folder = Path(folder)
     started = datetime.now(UTC).isoformat(timespec="seconds")
+    jobs = (os.cpu_count() or 1) if jobs is None else jobs
+    tasks = [_task(item, settings, timeout) for item in chosen.values()]
+    check_run(tasks, jobs, engine, address)
+    if not any(settings.scale in item.claim.scales for item in chosen.values()):
+        raise ClaimError(
+            f"none of the {len(chosen)} selected claims has the scale {settings.scale!r}; {_offered(chosen)}"
+        )
     # On a cluster the device is a worker's, which this process may not see.
     where = environment(settings.device if engine == "local" else "cpu")
     settings.save(folder)
-    tasks = [_task(item, settings, timeout) for item in chosen.values()]
     ended: dict[str, TaskResult] = {}
 
     def note(event: Event) -> None:
@@ -110,6 +117,11 @@ def run_claims(
     results = Results(to_jsonable(asdict(settings)), where, verdicts, started, interrupted)
     results.save(folder)
     return results
+
+
+def _offered(chosen: Mapping[str, Found]) -> str:
+    scales = [scale for scale in SCALES if any(scale in item.claim.scales for item in chosen.values())]
+    return f"they offer {', '.join(scales)}"
 
 
 def _task(item: Found, settings: Settings, timeout: float | None) -> Task:

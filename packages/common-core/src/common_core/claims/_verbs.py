@@ -107,6 +107,8 @@ def run_verb(
             device = "cuda" if scale == "gpu" else "cpu"
         settings = Settings(tuple(selectors), scale, seed, device)
         folder = _new_folder() if out is None else Path(out)
+        if folder.exists() and not folder.is_dir():
+            raise ClaimError(f"--out {folder} is a file; give a folder")
         if (folder / "run.json").exists():
             raise ClaimError(f"{folder} holds a run already: go on with it by --resume {folder}, or give another --out")
     chosen = select(discover(), settings.selectors)
@@ -158,6 +160,8 @@ def report_verb(folder: Folder, /) -> Answer:
     Args:
         folder: The run's folder.
     """
+    if (Path(folder) / "run.json").exists() and not (Path(folder) / "results.json").exists():
+        raise ClaimError(f"the run in {folder} has no results yet: go on with it by repertory run --resume {folder}")
     path = write_report(Results.load(folder), folder)
     return Answer({"report": str(path)}, f"Report: {path}")
 
@@ -165,7 +169,7 @@ def report_verb(folder: Folder, /) -> Answer:
 def compare_verb(before: Folder, after: Folder, /) -> Answer:
     """Show which verdicts and figures moved between two runs.
 
-    Ends with status 1 when a claim that held no longer does.
+    Ends with status 1 when a claim of both runs held and no longer does.
 
     Args:
         before: Folder or results.json of the earlier run.
@@ -180,6 +184,7 @@ def compare_verb(before: Folder, after: Folder, /) -> Answer:
             for m in found.moves
         ],
         "worse": list(found.worse),
+        "alone": list(found.alone),
     }
     return Answer(data, _moves(found), FELL_SHORT if found.worse else OK)
 
@@ -188,7 +193,8 @@ def _moves(found: Comparison) -> list[RenderableType]:
     shown: list[RenderableType] = []
     if found.settings:
         shown.append(Text(f"The runs differ in {', '.join(found.settings)}: figures are not like for like.", "yellow"))
-    changed = [(key, a or "absent", b or "absent") for key, (a, b) in found.verdicts.items() if a != b]
+    both = {key: pair for key, pair in found.verdicts.items() if key not in found.alone}
+    changed = [(key, str(a), str(b)) for key, (a, b) in both.items() if a != b]
     if changed:
         shown += [table(["claim", "verdict before", "verdict after"], changed), ""]
     moved = [
@@ -203,9 +209,11 @@ def _moves(found: Comparison) -> list[RenderableType]:
     ]
     if moved:
         shown += [table(["claim", "figure", "before", "after"], moved), ""]
+    if found.alone:
+        shown += [f"In one of the runs only: {', '.join(found.alone)}.", ""]
     same = len(found.moves) - len(moved)
     shown.append(
-        f"{len(changed)} of {len(found.verdicts)} verdicts changed; {len(moved)} figures moved, {same} did not "
+        f"{len(changed)} of {len(both)} verdicts changed; {len(moved)} figures moved, {same} did not "
         "(figures with intervals move when the intervals are disjoint)."
     )
     return shown
@@ -220,4 +228,4 @@ def env_verb(device: str = "cpu") -> Answer:
     data = to_jsonable(environment(device))
     versions = data.pop("versions")
     rows = [(name, "–" if value is None else str(value)) for name, value in {**data, **versions}.items()]
-    return Answer({**data, "versions": versions}, table(["", ""], rows))
+    return Answer({**data, "versions": versions}, table(["what", "value"], rows))

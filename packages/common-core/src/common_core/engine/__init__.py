@@ -6,6 +6,7 @@ kernel's out-of-memory killer and a timeout are results with a reason, never the
 """
 
 from common_core.engine._child import report_progress as report_progress
+from common_core.engine._run import check_run as check_run
 from common_core.engine._run import run as run
 from common_core.engine._run import sweep as sweep
 from common_core.engine._store import ResultStore as ResultStore

@@ -1,5 +1,6 @@
 """The one entry to both engines."""
 
+import importlib.util
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -60,7 +61,7 @@ def run(
     """
     tasks = list(tasks)
     jobs = (os.cpu_count() or 1) if jobs is None else jobs
-    _check(tasks, jobs, engine, address)
+    check_run(tasks, jobs, engine, address)
     watch = watch or (lambda event: None)
     by_key = {task.key: task for task in tasks}
     results: dict[str, TaskResult] = {}
@@ -93,7 +94,19 @@ def run(
     return {task.key: results[task.key] for task in tasks}
 
 
-def _check(tasks: Sequence[Task], jobs: int, engine: str, address: str | None) -> None:
+def check_run(tasks: Sequence[Task], jobs: int, engine: str, address: str | None) -> None:
+    """Refuse what :func:`run` would refuse, before anything is written or started.
+
+    Args:
+        tasks: What is to be run.
+        jobs: Processes at a time.
+        engine: Name of the engine.
+        address: An existing Ray cluster, or None.
+
+    Raises:
+        ValueError: See :func:`run`.
+        ImportError: The Ray engine is asked for and Ray is missing.
+    """
     twice = sorted(key for key, number in Counter(task.key for task in tasks).items() if number > 1)
     if twice:
         raise ValueError(f"duplicate task keys: {', '.join(twice)}; give every task its own key")
@@ -102,4 +115,6 @@ def _check(tasks: Sequence[Task], jobs: int, engine: str, address: str | None) -
     if engine not in ("local", "ray"):
         raise ValueError(f"engine is {engine!r}; give 'local' or 'ray'")
     if address is not None and engine != "ray":
-        raise ValueError("an address was given without engine='ray'")
+        raise ValueError(f"the address {address!r} is of a Ray cluster: choose the engine 'ray' with it")
+    if engine == "ray" and importlib.util.find_spec("ray") is None:
+        raise ImportError("the Ray engine needs Ray: install repertory-common-core[ray]")

@@ -34,7 +34,9 @@ class Task:
         if not self.key:
             raise ValueError("a task needs a key: any text that is unique in the run")
         if self.timeout is not None and not self.timeout > 0:
-            raise ValueError(f"task {self.key!r}: timeout is {self.timeout!r}; give seconds > 0, or None for no limit")
+            raise ValueError(
+                f"task {self.key!r}: timeout is {self.timeout!r} seconds; give more than 0, or leave it out"
+            )
         if self.retries < 0:
             raise ValueError(f"task {self.key!r}: retries is {self.retries}; give 0 or more")
         module, name = self.reference
