@@ -94,3 +94,17 @@ def test_string_tasks_and_common_actions(problem):
     est = HierOPO(p.prior).fit(p.features, p.rewards, p.codes.astype(str))
     found = est.certificate(np.eye(3), "4", rng=np.random.default_rng(0))
     assert found == est.certificate(np.eye(3)[None], "4", rng=np.random.default_rng(0))
+
+
+def test_the_quantile_is_one_that_a_further_draw_keeps(problem):
+    p = problem(seed=3)
+    est = HierOPO(p.prior).fit(p.features, p.rewards, p.codes)
+    phi = np.random.default_rng(0).uniform(-1, 1, (20, 4, 3))
+    # 19 draws are the fewest for δ = 0.05: the quantile is their maximum, 1/20 the chance that one more exceeds it.
+    few = est.certificate(phi, 4, rng=np.random.default_rng(0), draws=19)
+    theta = est.sample(np.random.default_rng(0), 19, [4])[1][:, 0]
+    values = np.einsum("bkd,sd->sbk", phi, theta)
+    losses = (values.max(axis=2) - values[:, np.arange(20), est.predict(phi, 4)]).mean(axis=1)
+    assert few.quantile == pytest.approx(losses.max(), rel=1e-12)
+    with pytest.raises(ValueError, match="at least 19 draws"):
+        est.certificate(phi, 4, rng=np.random.default_rng(0), draws=18)

@@ -17,6 +17,7 @@ PRIOR = GaussianHierarchy.isotropic(2, 1.0, 0.5, 0.5)
         ((np.zeros(2), EYE, EYE, 0.0), "sigma is 0.0"),
         ((np.zeros(2), EYE, EYE, -1.0), "sigma is -1.0"),
         ((np.zeros(2), EYE, EYE, np.nan), "sigma is nan"),
+        ((np.zeros(2), EYE, EYE, 1e-200), "sigma is 1e-200"),
         ((np.zeros(2), EYE, np.diag([1.0, -0.1]), 1.0), "Sigma_0 is not positive semi-definite"),
         ((np.zeros(2), -EYE, EYE, 1.0), "Sigma_q is not positive semi-definite"),
         ((np.zeros(2), EYE, np.array([[1.0, 0.5], [0.0, 1.0]]), 1.0), "Sigma_0 is not symmetric"),
@@ -30,6 +31,11 @@ PRIOR = GaussianHierarchy.isotropic(2, 1.0, 0.5, 0.5)
 def test_bad_priors(arguments, message):
     with pytest.raises(ValueError, match=message):
         GaussianHierarchy(*arguments)
+
+
+def test_complex_numbers_are_not_made_real():
+    with pytest.raises(TypeError, match="Sigma_0 has dtype complex128"):
+        GaussianHierarchy(np.zeros(2), EYE, 1j * EYE, 1.0)
 
 
 def test_bad_isotropic_priors():
@@ -59,6 +65,7 @@ def test_a_prior_is_not_changed_through_the_caller():
         ({"delta": 0.4, "kind": "paper"}, "1/e"),
         ({"delta": 0.1, "kind": "joint"}, "kind is 'joint'"),
         ({"alpha": 0.1, "delta": 0.1}, "give one of them"),
+        ({"alpha": 0.1, "kind": "joint"}, "kind is 'joint'"),
     ],
 )
 def test_bad_options(options, message):
@@ -114,7 +121,10 @@ def test_nothing_has_changed_after_an_error(learned, change, error, message):
         (np.full((2, 3, 2), np.nan), "a", None, ValueError, r"action_features\[0\] is not finite"),
         (np.zeros((2, 3, 2), complex), "a", None, TypeError, "real numbers"),
         (np.zeros((2, 3, 2)), ["a"], None, ValueError, "task_ids has shape"),
-        (np.zeros((2, 3, 2)), np.array(1.5), None, TypeError, "dtype float64"),
+        (np.zeros((2, 3, 2)), 3, None, TypeError, "strings on one side and integers"),
+        (np.zeros((2, 3, 2)), "a\0", None, ValueError, "NUL"),
+        (np.ma.zeros((2, 3, 2)), "a", None, TypeError, "masked array"),
+        (np.zeros((2, 3, 2)), np.array(1.5), None, TypeError, "holds float64"),
         (np.zeros((2, 3, 2)), "a", np.ones((2, 3)), ValueError, "mask has dtype float64"),
         (np.zeros((2, 3, 2)), "a", np.ones((3, 2), bool), ValueError, "mask has dtype bool and shape"),
         (np.zeros((2, 3, 2)), "a", np.zeros((2, 3), bool), ValueError, "0 available"),
@@ -143,3 +153,5 @@ def test_bad_certificates(learned):
         learned.certificate(np.zeros((0, 2, 2)), "a", rng=rng)
     with pytest.raises(ValueError, match=r"delta is 2\.0"):
         learned.certificate(EYE, "a", rng=rng, delta=2.0)
+    with pytest.raises(ValueError, match="needs at least 9999 draws"):
+        learned.certificate(EYE, "a", rng=rng, delta=1e-4)

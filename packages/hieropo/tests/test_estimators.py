@@ -308,3 +308,17 @@ def test_readers_see_one_state_or_the_other(problem):
     for reader in readers:
         reader.join()
     assert not strange
+
+
+def test_a_huge_bound_does_not_tie_the_others():
+    prior = GaussianHierarchy(np.full(1, -1.0), np.zeros((1, 1)), np.zeros((1, 1)), 0.5)
+    actions = np.array([[[1e13], [1.2], [1.0]]])  # bounds −1e13, −1.2, −1
+    assert HierOPO(prior).predict(actions, "a").tolist() == [2]
+    assert HierOPO(prior).rank(actions, "a", 3).tolist() == [[2, 1, 0]]
+
+
+def test_a_task_asked_for_twice_is_drawn_once(problem):
+    p = problem(seed=2)
+    draws = HierOPO(p.prior).fit(p.features, p.rewards, p.codes).sample(np.random.default_rng(0), 5, [4, 1, 4])[1]
+    np.testing.assert_array_equal(draws[:, 0], draws[:, 2])
+    assert not np.any(draws[:, 0] == draws[:, 1])

@@ -386,3 +386,10 @@ def test_agrees_with_nuts():
     # The Monte Carlo error of a mean is about 1/√1000 standard deviations; Laplace's own shift at 200 rows is larger.
     np.testing.assert_allclose((posterior.gaussian.means - theta.mean(axis=0)) / std, 0.0, atol=0.25)
     np.testing.assert_allclose(ours / std, 1.0, atol=0.1)
+
+
+def test_the_prior_is_not_changed_through_the_caller():
+    mean = np.zeros(2)
+    prior = LogisticHierarchy(mean, np.eye(2), np.eye(2))
+    mean[0] = 9.0
+    assert prior.mu_q[0] == 0.0

@@ -195,3 +195,8 @@ def test_bad_requests_are_refused():
     away = LoggedFeedback(np.array([1, 1]), *ONE[1:])
     with pytest.raises(ValueError, match="every weight is zero"):
         ope.self_normalised(away, policy)
+
+
+def test_predictions_outside_the_stated_range_are_refused():
+    with pytest.raises(ValueError, match="predicted_rewards leave it"):
+        ope.direct_method(np.full((4, 2), 0.5), np.full((4, 2), 2.0), interval="bernstein", value_range=(0.0, 1.0))

@@ -178,7 +178,7 @@ def test_forgetting_what_was_never_seen_is_refused():
         ([[1.0], [1.0]], [1.0], [0, 1], ValueError, r"rewards has shape \(1,\)"),
         ([[1.0], [1.0]], [1.0, 1.0], [0], ValueError, r"task_ids has shape \(1,\)"),
         ([[1.0], [1.0]], [1.0, 1.0], [[0, 1]], ValueError, "one-dimensional"),
-        ([[1.0], [1.0]], [1.0, 1.0], [0.0, 1.0], TypeError, "dtype float64"),
+        ([[1.0], [1.0]], [1.0, 1.0], [0.0, 1.0], TypeError, "holds float"),
         ([[1.0], [1.0]], [1.0, 1.0], [0, "a"], TypeError, "holds int, str"),
         ([[1.0], [1.0]], [1.0, 1.0], [True, False], TypeError, "bool"),
         ([[1.0], [1.0]], [1.0, 1.0], [0, 2**70], (TypeError, ValueError), "int"),
@@ -231,3 +231,31 @@ def test_long_tasks_are_summed_piece_by_piece(monkeypatch, entries):
         np.testing.assert_allclose(stats.gram[task], phi.T @ phi, rtol=1e-12, atol=1e-12)
         np.testing.assert_allclose(stats.moment[task], phi.T @ y, rtol=1e-12, atol=1e-12)
         assert stats.square[task] == pytest.approx(y @ y, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"count": [1.5]}, TypeError, "count has dtype float64"),
+        ({"gram": -np.ones((1, 1, 1))}, ValueError, "sum of squares"),
+        ({"square": [-1.0]}, ValueError, "sum of squares"),
+        ({"gram": 1j * np.ones((1, 1, 1))}, TypeError, "gram has dtype complex128"),
+    ],
+)
+def test_impossible_statistics_are_refused(changes, error, message):
+    parts = {"tasks": ["a"], "count": [1], "gram": np.ones((1, 1, 1)), "moment": np.ones((1, 1)), "square": [1.0]}
+    with pytest.raises(error, match=message):
+        TaskStatistics(**{name: np.asarray(value) for name, value in (parts | changes).items()})
+
+
+def test_masked_entries_are_not_taken_for_data():
+    rows = {"features": np.ones((2, 1)), "rewards": np.ones(2), "task_ids": np.arange(2)}
+    for name, values in rows.items():
+        with pytest.raises(TypeError, match=f"{name} is a masked array"):
+            TaskStatistics.from_rows(**rows | {name: np.ma.masked_array(values)})
+
+
+def test_integers_beyond_64_bits_are_named_as_such():
+    for labels in ([2**63, 1], [2**63, -1], [2**64, 0]):
+        with pytest.raises(ValueError, match="does not fit a signed 64-bit integer"):
+            TaskStatistics.from_rows(np.ones((2, 1)), np.ones(2), labels)

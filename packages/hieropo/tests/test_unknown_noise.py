@@ -212,3 +212,21 @@ def test_errors():
     with pytest.raises(KeyError, match="anna"):
         policy.posterior("annna")
     assert policy.joint is before
+
+
+def test_widths_for_tiny_delta_keep_their_digits():
+    # t with one degree of freedom is Cauchy: its 1 − δ quantile is cot(πδ); F(1, 1) is its square.
+    for delta in (1e-3, 1e-14, 1e-18):
+        cauchy = 1.0 / np.tan(np.pi * delta)
+        assert student_alpha(delta, kind="pointwise", d=1, degrees_of_freedom=1.0) == pytest.approx(cauchy, rel=1e-9)
+        both = 1.0 / np.tan(np.pi * delta / 2)
+        assert student_alpha(delta, kind="simultaneous", d=1, degrees_of_freedom=1.0) == pytest.approx(both, rel=1e-9)
+
+
+def test_rewards_far_from_zero_are_refused_rather_than_lost():
+    rng = np.random.default_rng(0)
+    features = np.column_stack([rng.uniform(-1, 1, 50), np.ones(50)])
+    prior = NoisePrior.isotropic(2, sigma_q=1e8, sigma_0=1.0, shape=1.0, scale=1.0)
+    stats = TaskStatistics.from_rows(features, 1e8 + rng.standard_normal(50), np.arange(50) % 5)
+    with pytest.raises(np.linalg.LinAlgError, match="subtract a common value"):
+        infer_with_noise(stats, prior)

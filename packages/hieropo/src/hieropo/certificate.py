@@ -32,7 +32,8 @@ class Certificate:
         bound_stderr: Monte-Carlo standard error of `bound`.
         expected_suboptimality: E over θ ~ posterior of V(π_θ) − V(π̂).
         expected_suboptimality_stderr: Its Monte-Carlo standard error.
-        quantile: The 1 − δ quantile over θ ~ posterior of V(π_θ) − V(π̂): what is lost at most, with confidence 1 − δ.
+        quantile: The 1 − δ quantile over θ ~ posterior of V(π_θ) − V(π̂), taken as the draw that one more draw exceeds
+            with probability at most δ: what is lost at most, with confidence 1 − δ.
         delta: δ.
         width: β.
         draws: Number of draws of θ.
@@ -70,12 +71,16 @@ def certify(
     Returns:
         The certificate.
 
+    Raises:
+        ValueError: If δ is outside (0, 1), or too small for so few draws.
+
     Reference:
         Hong et al., ICML 2023, Theorem 1 and its proof, before the worst case over data is taken.
     """
     rows, draws, std = np.arange(len(features)), len(theta), scores.std
     width = alpha_from_delta(delta, features.shape[2], "simultaneous")
-    actions = ranked(scores.mean - alpha * std, 1, available)[:, 0]
+    rank = _quantile_rank(delta, draws)
+    actions = ranked(scores.mean, alpha * std, 1, available)[:, 0]
     losses, widths = np.empty(draws), np.empty(draws)
     per_chunk = max(1, _CHUNK // max(1, available.size))
     for lo in range(0, draws, per_chunk):
@@ -93,8 +98,17 @@ def certify(
         bound_stderr=float(widths.std(ddof=1)) / root,
         expected_suboptimality=float(losses.mean()),
         expected_suboptimality_stderr=float(losses.std(ddof=1)) / root,
-        quantile=float(np.quantile(losses, 1.0 - delta, method="higher")),
+        quantile=float(np.sort(losses)[rank - 1]),
         delta=delta,
         width=width,
         draws=draws,
     )
+
+
+def _quantile_rank(delta: float, draws: int) -> int:
+    """The least k with k / (draws + 1) >= 1 − δ: a further draw exceeds the k-th smallest with probability <= δ."""
+    rank = math.ceil((1.0 - delta) * (draws + 1) * (1.0 - 1e-12))  # a whole number stays one after rounding
+    if rank > draws:
+        needed = math.ceil(1.0 / delta * (1.0 - 1e-12)) - 1
+        raise ValueError(f"delta is {delta} and draws {draws}; such a quantile needs at least {needed} draws")
+    return rank

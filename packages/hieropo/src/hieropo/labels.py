@@ -27,12 +27,14 @@ def as_labels(labels: npt.ArrayLike, name: str = "task_ids") -> np.ndarray:
         ValueError: If the labels are not one-dimensional or a string ends in a NUL character (it would not survive).
         TypeError: If they are neither all integers nor all strings.
     """
+    if isinstance(labels, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array, whose mask would be lost; select the valid entries first")
     array = np.asarray(labels)
     if array.ndim != 1:
         raise ValueError(f"{name} has shape {array.shape}; give a one-dimensional array of labels, one a row")
     if array.size == 0 and array.dtype.kind not in "iuU":
         return np.empty(0, np.int64)
-    if array.dtype.kind == "O" or (array.dtype.kind == "U" and not isinstance(labels, np.ndarray)):
+    if array.dtype.kind == "O" or (array.dtype.kind in "Uf" and not isinstance(labels, np.ndarray)):
         array = _from_objects(list(np.asarray(labels, dtype=object)), name)
     if array.dtype.kind == "U":
         return array

@@ -10,7 +10,7 @@ from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy.typing as npt
 
-from hieropo.confidence import Kind, alpha_from_delta, check_alpha
+from hieropo.confidence import KINDS, Kind, alpha_from_delta, check_alpha
 from hieropo.labels import Task
 from hieropo.policy import PessimisticPolicy
 from hieropo.posterior import GaussianPosterior
@@ -75,6 +75,8 @@ class StatisticsLearner(PessimisticPolicy, Generic[P]):
     def __init__(self, d: int, alpha: float | None, delta: float | None, kind: Kind | str) -> None:
         if alpha is not None and delta is not None:
             raise ValueError(f"alpha={alpha} and delta={delta} are both given; give one of them")
+        if kind not in KINDS:
+            raise ValueError(f"kind is {kind!r}; give one of {', '.join(KINDS)}")
         if delta is not None:
             alpha = alpha_from_delta(delta, d, kind)
         self._alpha = check_alpha(_PAPER_ALPHA if alpha is None else alpha)

@@ -6,7 +6,49 @@ from jaxtyping import Float
 
 _ASYMMETRY = 1e-8  # relative; more than rounding is a mistake of the caller
 _NEGATIVE = 1e-10  # relative; eigenvalues above minus this are taken as zero
+_TINY = 1e-140  # standard deviations whose inverse squares are not computed
 _BLOCK_ENTRIES = 1 << 18  # entries of a block of matrices (2 MiB): temporaries stay in cache
+
+
+def as_real(values: npt.ArrayLike, name: str) -> np.ndarray:
+    """Real numbers as an array of doubles; what would be lost silently is refused.
+
+    Args:
+        values: Numbers or booleans, any shape.
+        name: Their name, for the message.
+
+    Returns:
+        An array of dtype float64; the values themselves if they already are one.
+
+    Raises:
+        TypeError: If they are not real numbers, or a masked array, whose mask would be lost.
+    """
+    if isinstance(values, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array, whose mask would be lost; select the valid entries first")
+    array = np.asarray(values)
+    if array.dtype.kind not in "fiub" and array.size:
+        raise TypeError(f"{name} has dtype {array.dtype}; give real numbers")
+    return array.astype(np.float64, copy=False)
+
+
+def as_noise(sigma: float) -> float:
+    """A standard deviation of noise, neither zero nor infinite when squared.
+
+    Args:
+        sigma: The standard deviation.
+
+    Returns:
+        It, as a float.
+
+    Raises:
+        ValueError: If it is outside [1e-150, 1e150].
+    """
+    sigma = float(sigma)
+    if not 1e-150 <= sigma <= 1e150:
+        raise ValueError(
+            f"sigma is {sigma}; the standard deviation of the noise must be positive and finite, and so must its square"
+        )
+    return sigma
 
 
 def symmetric(matrix: Float[np.ndarray, "*batch d d"]) -> Float[np.ndarray, "*batch d d"]:
@@ -34,8 +76,9 @@ def as_covariance(matrix: npt.ArrayLike, d: int, name: str) -> Float[np.ndarray,
 
     Raises:
         ValueError: If it is not such a matrix.
+        TypeError: If its entries are not real numbers.
     """
-    array = np.asarray(matrix, dtype=np.float64)
+    array = as_real(matrix, name)
     if array.shape != (d, d):
         raise ValueError(f"{name} has shape {array.shape}; it must be {(d, d)}")
     if not np.isfinite(array).all():
@@ -57,10 +100,12 @@ def psd_factor(cov: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "d d"]:
         cov: Positive semi-definite up to rounding.
 
     Returns:
-        L = Q diag(√λ), negative rounding of λ set to zero.
+        L = D Q diag(√λ) with D⁻¹ cov D⁻¹ = Q diag(λ) Qᵀ of unit diagonal, so that coordinates in other units keep their
+        digits; negative rounding of λ is set to zero.
     """
-    values, vectors = np.linalg.eigh(cov)
-    return vectors * np.sqrt(np.maximum(values, 0.0))
+    scale = _scales(cov)
+    values, vectors = np.linalg.eigh(cov / np.outer(scale, scale))
+    return scale[:, None] * vectors * np.sqrt(np.maximum(values, 0.0))
 
 
 def inverse_if_regular(cov: Float[np.ndarray, "d d"], max_condition: float = 1e6) -> Float[np.ndarray, "d d"] | None:
@@ -68,15 +113,26 @@ def inverse_if_regular(cov: Float[np.ndarray, "d d"], max_condition: float = 1e6
 
     Args:
         cov: Positive semi-definite.
-        max_condition: Largest ratio of eigenvalues that is still inverted.
+        max_condition: Largest ratio of eigenvalues, after scaling to a unit diagonal, that is still inverted.
 
     Returns:
         The symmetric inverse, or None.
     """
-    values, vectors = np.linalg.eigh(cov)
-    if values[-1] <= 0 or values[0] * max_condition < values[-1]:
+    scale = _scales(cov)
+    values, vectors = np.linalg.eigh(cov / np.outer(scale, scale))
+    if values[-1] <= 0 or values[0] * max_condition < values[-1] or scale.min() < _TINY:
         return None
-    return symmetric((vectors / values) @ vectors.T)
+    return symmetric((vectors / values) @ vectors.T) / np.outer(scale, scale)
+
+
+def _scales(cov: Float[np.ndarray, "d d"]) -> Float[np.ndarray, " d"]:
+    """Standard deviations, or what rounding left in the row of a coordinate without variance; one where it is zero."""
+    variance = np.maximum(np.diagonal(cov), 0.0)
+    largest = float(variance.max())
+    if largest == 0.0:
+        return np.ones(len(cov))
+    scale = np.maximum(np.sqrt(variance), np.abs(cov).max(axis=1) / np.sqrt(largest))
+    return np.where(scale > 0, scale, 1.0)
 
 
 def sum_products(a: Float[np.ndarray, "m d k"], b: Float[np.ndarray, "m d k"]) -> Float[np.ndarray, "d d"]:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from jaxtyping import Float, Integer
 
 from hieropo.labels import as_labels, positions, same_kind, unknown_message
-from hieropo.linalg import as_covariance
+from hieropo.linalg import as_covariance, as_real
 from hieropo.prior import GaussianHierarchy
 from hieropo.statistics import TaskStatistics
 
@@ -44,12 +44,13 @@ class LogisticHierarchy:
     Sigma_0: Float[np.ndarray, "d d"]
 
     def __post_init__(self) -> None:
-        mean = np.asarray(self.mu_q, dtype=float)
+        mean = np.array(as_real(self.mu_q, "mu_q"))
         if mean.ndim != 1 or mean.size == 0 or not np.isfinite(mean).all():
             raise ValueError(f"mu_q must be one finite vector, got shape {mean.shape}")
-        object.__setattr__(self, "mu_q", mean)
-        for name in ("Sigma_q", "Sigma_0"):
-            object.__setattr__(self, name, as_covariance(getattr(self, name), mean.size, name))
+        fields = {name: as_covariance(getattr(self, name), mean.size, name) for name in ("Sigma_q", "Sigma_0")}
+        for name, array in (("mu_q", mean), *fields.items()):
+            array.setflags(write=False)
+            object.__setattr__(self, name, array)
 
     @classmethod
     def isotropic(cls, d: int, *, sigma_q: float, sigma_0: float, mu_q: float = 0.0) -> LogisticHierarchy:
@@ -129,15 +130,15 @@ class LogisticRows:
             >>> rows.tasks.tolist(), rows.features.ravel().tolist()
             (['a', 'b'], [2.0, 1.0, 3.0])
         """
-        checked = TaskStatistics.from_rows(features, np.asarray(rewards).astype(float), task_ids, tasks)
+        checked = TaskStatistics.from_rows(features, rewards, task_ids, tasks)
         labels = as_labels(task_ids)
-        values = np.asarray(rewards, dtype=float)
+        values = as_real(rewards, "rewards")
         bad = np.flatnonzero((values != 0) & (values != 1))
         if bad.size:
             raise ValueError(f"rewards[{bad[0]}] is {values[bad[0]]}; logistic rewards are 0 or 1")
         codes = positions(checked.tasks, labels)
         order = np.argsort(codes, kind="stable")
-        phi = np.asarray(features, dtype=float)
+        phi = as_real(features, "features")
         return cls(checked.tasks, phi[order], values[order], codes[order])
 
     def merge(self, other: LogisticRows) -> LogisticRows:

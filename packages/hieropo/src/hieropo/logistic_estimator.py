@@ -11,8 +11,8 @@ import numpy.typing as npt
 from jaxtyping import Float
 from scipy.special import expit
 
-from hieropo.confidence import Kind, alpha_from_delta, check_alpha
-from hieropo.labels import Task, as_labels, positions, unknown_message
+from hieropo.confidence import KINDS, Kind, alpha_from_delta, check_alpha
+from hieropo.labels import Task, as_labels, positions, same_kind, unknown_message
 from hieropo.logistic import LogisticHierarchy, LogisticRows
 from hieropo.logistic_laplace import LaplacePosterior, laplace_posterior, mean_probability
 from hieropo.policy import ActionScores, PessimisticPolicy
@@ -78,6 +78,8 @@ class LogisticHierOPO(PessimisticPolicy):
             raise TypeError(f"prior is a {type(prior).__name__}; give a LogisticHierarchy")
         if alpha is not None and delta is not None:
             raise ValueError(f"alpha={alpha} and delta={delta} are both given; give one of them")
+        if kind not in KINDS:
+            raise ValueError(f"kind is {kind!r}; give one of {', '.join(KINDS)}")
         if delta is not None:
             alpha = alpha_from_delta(delta, prior.d, kind)
         self._alpha = check_alpha(_PAPER_ALPHA if alpha is None else alpha)
@@ -271,4 +273,5 @@ class LogisticHierOPO(PessimisticPolicy):
 
     def _score(self, features: Float[np.ndarray, "B K d"], labels: np.ndarray) -> ActionScores:
         knowledge = self._knowledge
+        same_kind(knowledge.rows.tasks, labels, "look up these tasks")
         return score_by_position(features, positions(knowledge.rows.tasks, labels), knowledge.posterior.gaussian)

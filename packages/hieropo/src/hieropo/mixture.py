@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from scipy.special import logsumexp
 
 from hieropo.ascent import climb
-from hieropo.linalg import as_covariance, psd_factor, symmetric
+from hieropo.linalg import as_covariance, as_noise, psd_factor, symmetric
 from hieropo.messages import Message, absorb, transposed
 from hieropo.posterior import GaussianPosterior
 from hieropo.prior import GaussianHierarchy
@@ -63,8 +63,6 @@ class MixtureHierarchy:
         k = weights.size
         if mu_q.ndim != 2 or len(mu_q) != k or mu_q.shape[1] == 0 or not np.isfinite(mu_q).all():
             raise ValueError(f"mu_q must be finite with shape [{k}, d], got shape {mu_q.shape}")
-        if not (np.isfinite(self.sigma) and self.sigma > 0):
-            raise ValueError(f"sigma is {self.sigma}; the standard deviation of the noise must be positive and finite")
         fields = {"weights": weights / weights.sum(), "mu_q": mu_q}
         d = mu_q.shape[1]
         for name in ("Sigma_q", "Sigma_0"):
@@ -75,7 +73,7 @@ class MixtureHierarchy:
         for name, array in fields.items():
             array.setflags(write=False)
             object.__setattr__(self, name, array)
-        object.__setattr__(self, "sigma", float(self.sigma))
+        object.__setattr__(self, "sigma", as_noise(self.sigma))
 
     @classmethod
     def known_centres(

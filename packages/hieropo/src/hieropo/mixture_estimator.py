@@ -10,6 +10,7 @@ from jaxtyping import Float
 from hieropo.confidence import Kind
 from hieropo.labels import Task
 from hieropo.learner import StatisticsLearner
+from hieropo.linalg import as_real
 from hieropo.mixture import MixtureHierarchy, MixturePosterior, infer_mixture
 from hieropo.policy import ActionScores
 from hieropo.scoring import score_by_position
@@ -54,8 +55,10 @@ class MixtureOPO(StatisticsLearner[MixturePosterior]):
     ) -> None:
         if not isinstance(prior, MixtureHierarchy):
             raise TypeError(f"prior is a {type(prior).__name__}; give a MixtureHierarchy")
-        if start is not None and np.shape(start) != prior.mu_q.shape:
-            raise ValueError(f"start has shape {np.shape(start)}; it must be {prior.mu_q.shape}")
+        if start is not None:
+            start = np.array(as_real(start, "start"))
+            if start.shape != prior.mu_q.shape or not np.isfinite(start).all():
+                raise ValueError(f"start has shape {start.shape}; give finite centres of shape {prior.mu_q.shape}")
         self._prior, self._start = prior, start
         super().__init__(prior.d, alpha, delta, kind)
 

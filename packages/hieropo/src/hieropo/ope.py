@@ -134,7 +134,10 @@ def direct_method(
         ValueError: If a shape or option is wrong or a row of π is not a distribution.
     """
     policy = _distribution(action_dist)
-    terms = np.sum(policy * _model(predicted_rewards, policy.shape), axis=1)
+    model = _model(predicted_rewards, policy.shape)
+    if value_range is not None and not value_range[0] <= model.min() <= model.max() <= value_range[1]:
+        raise ValueError(f"value_range is {value_range}; predicted_rewards leave it, clip them or widen it")
+    terms = np.sum(policy * model, axis=1)
     low, high = mean_interval(terms, confidence, interval, value_range, rng)
     return _result(
         "dm", float(terms.mean()), low, high, standard_error(terms), confidence, interval, np.ones(len(terms))

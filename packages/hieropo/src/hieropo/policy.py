@@ -9,6 +9,7 @@ import numpy.typing as npt
 from jaxtyping import Bool, Float, Integer
 
 from hieropo.labels import TaskIds, as_labels
+from hieropo.linalg import as_real
 
 _TIE = 1e-12  # relative; bounds of duplicated actions may differ by rounding, and must not decide
 
@@ -148,7 +149,7 @@ class PessimisticPolicy(ABC):
         if not 1 <= length <= fewest:
             raise ValueError(f"{length} actions wanted, but a row has {fewest} available; mask fewer or ask for less")
         scores = self._score(features, labels)
-        return ranked(scores.mean - self.alpha * scores.std, length, available)
+        return ranked(scores.mean, self.alpha * scores.std, length, available)
 
     def to_action_dist(
         self,
@@ -177,21 +178,21 @@ class PessimisticPolicy(ABC):
         self, action_features: npt.ArrayLike, task_ids: TaskIds, mask: npt.ArrayLike | None
     ) -> tuple[np.ndarray, np.ndarray, Bool[np.ndarray, "B K"]]:
         """Checked features [B, K, d] (zero where masked), labels [B] and mask [B, K]."""
-        features = np.asarray(action_features)
-        if features.dtype.kind not in "fiub":
-            raise TypeError(f"action_features has dtype {features.dtype}; give real numbers")
+        features = as_real(action_features, "action_features")
         if features.ndim not in (2, 3) or features.shape[-1] != self.d or features.shape[-2] == 0:
             raise ValueError(
                 f"action_features has shape {features.shape}; give [B, K, {self.d}] or [K, {self.d}], K >= 1"
             )
         one_task = np.ndim(task_ids) == 0
-        labels = as_labels(np.atleast_1d(np.asarray(task_ids)) if one_task else task_ids)
+        if one_task:
+            task_ids = [task_ids[()] if isinstance(task_ids, np.ndarray) else task_ids]
+        labels = as_labels(task_ids)
         rows = len(features) if features.ndim == 3 else len(labels)
         if one_task:
             labels = np.repeat(labels, rows)
         if labels.shape != (rows,):
             raise ValueError(f"task_ids has shape {labels.shape}; action_features has {rows} rows, give one label each")
-        features = np.broadcast_to(features, (rows, *features.shape[-2:])).astype(np.float64, copy=False)
+        features = np.broadcast_to(features, (rows, *features.shape[-2:]))
         available = _mask(mask, features.shape[:2])
         if mask is not None:
             features = np.where(available[:, :, None], features, 0.0)
@@ -202,24 +203,27 @@ class PessimisticPolicy(ABC):
 
 
 def ranked(
-    bounds: Float[np.ndarray, "B K"], length: int, available: Bool[np.ndarray, "B K"]
+    mean: Float[np.ndarray, "B K"], width: Float[np.ndarray, "B K"], length: int, available: Bool[np.ndarray, "B K"]
 ) -> Integer[np.ndarray, "B {length}"]:
-    """Indices of the largest bounds in order; bounds that agree to twelve digits are tied, the lowest index wins.
+    """Indices of the largest bounds in order; those that differ by rounding only are tied, the lowest index wins.
+
+    A bound is tied with the best one if it is below it by at most 10⁻¹² of its own |mean| + width.
 
     Args:
-        bounds: Shape [B, K].
+        mean: Shape [B, K].
+        width: What is subtracted from the mean, shape [B, K].
         length: How many.
         available: Which may be chosen, shape [B, K]; at least `length` in each row.
 
     Returns:
         Indices, shape [B, length].
     """
-    left = np.where(available, bounds, -np.inf)
-    slack = _TIE * np.abs(np.where(available, bounds, 0.0)).max(axis=1, initial=0.0)
-    out = np.empty((len(bounds), length), dtype=np.int64)
+    left = np.where(available, mean - width, -np.inf)
+    slack = _TIE * (np.abs(mean) + width)
+    out = np.empty((len(mean), length), dtype=np.int64)
     for position in range(length):
         best = left.max(axis=1)
-        out[:, position] = np.argmax(left >= (best - slack)[:, None], axis=1)
+        out[:, position] = np.argmax(left >= best[:, None] - slack, axis=1)
         left[np.arange(len(left)), out[:, position]] = -np.inf
     return out
 

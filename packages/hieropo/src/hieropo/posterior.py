@@ -235,7 +235,11 @@ class HierarchicalPosterior:
         noise = rng.standard_normal((size, d))
         theta = np.empty((size, len(which), d))
         factor_0 = psd_factor(self.prior.Sigma_0)
-        for k, index in enumerate(which):
+        first: dict[int, int] = {}
+        for k, index in enumerate(which.tolist()):
+            if index >= 0 and first.setdefault(index, k) < k:  # the same task once more
+                theta[:, k] = theta[:, first[index]]
+                continue
             spread = self.hyper.factor if index < 0 else self.spread(slice(index, index + 1))[0]
             mean = self.hyper.mean if index < 0 else self.means[index]
             root = factor_0 if index < 0 else psd_factor(symmetric(self.tasks.cov[index]))
@@ -305,4 +309,6 @@ def _refuse_lopsided(stats: TaskStatistics, prior: GaussianHierarchy, which: np.
 def _refuse_singular(information: np.ndarray) -> None:
     """A flat prior needs data in every direction; rounding alone would let a singular W pass the factorisation."""
     if not smallest_scaled(information) >= _SINGULAR:
-        raise np.linalg.LinAlgError("the data do not determine μ under a flat prior")
+        raise np.linalg.LinAlgError(
+            "the data do not determine a flat μ (too few rows in too few directions); fix sigma_q instead"
+        )

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Float
 
-from hieropo.linalg import as_covariance, psd_factor
+from hieropo.linalg import as_covariance, as_noise, as_real, psd_factor
 
 
 @final
@@ -42,14 +42,12 @@ class GaussianHierarchy:
     sigma: float
 
     def __post_init__(self) -> None:
-        mu_q = np.array(self.mu_q, dtype=np.float64)
+        mu_q = np.array(as_real(self.mu_q, "mu_q"))
         if mu_q.ndim != 1 or mu_q.size == 0:
             raise ValueError(f"mu_q has shape {mu_q.shape}; give [d] with d >= 1")
         if not np.isfinite(mu_q).all():
             raise ValueError("mu_q holds a number that is not finite")
-        sigma = float(self.sigma)
-        if not (math.isfinite(sigma) and sigma > 0):
-            raise ValueError(f"sigma is {sigma}; the standard deviation of the noise must be positive and finite")
+        sigma = as_noise(self.sigma)
         fields = {
             "mu_q": mu_q,
             "Sigma_q": as_covariance(self.Sigma_q, mu_q.size, "Sigma_q"),

@@ -8,6 +8,7 @@ import numpy.typing as npt
 from jaxtyping import Integer
 
 from hieropo.labels import Task, as_labels, factorise, positions, same_kind, unknown_message
+from hieropo.linalg import as_real
 
 _CHUNK_ENTRIES = 1 << 18  # gathered features at a time (2 MiB): they stay in cache until they are multiplied
 _FORGET_TOLERANCE = 1e-9  # relative; rounding of sums over many rows stays far below, a row never seen far above
@@ -25,7 +26,9 @@ class TaskStatistics:
         square: Σy², shape [m].
 
     Raises:
-        ValueError: If the shapes disagree, the labels are not strictly increasing, or a number is not finite.
+        ValueError: If the shapes disagree, the labels are not strictly increasing, a number is not finite or a sum of
+            squares negative.
+        TypeError: If labels or numbers are of the wrong kind.
 
     Example:
         >>> stats = TaskStatistics.from_rows([[1.0, 0.0], [0.0, 2.0], [1.0, 1.0]], [1.0, 2.0, 3.0], ["b", "a", "b"])
@@ -42,8 +45,11 @@ class TaskStatistics:
     def __post_init__(self) -> None:
         tasks = as_labels(self.tasks, "tasks")
         m = tasks.size
-        count = np.asarray(self.count, np.int64)
-        gram, moment, square = (np.asarray(a, np.float64) for a in (self.gram, self.moment, self.square))
+        count = np.asarray(self.count)
+        if count.dtype.kind not in "iu":
+            raise TypeError(f"count has dtype {count.dtype}; give integers")
+        count = count.astype(np.int64, copy=False)
+        gram, moment, square = (as_real(getattr(self, name), name) for name in ("gram", "moment", "square"))
         if gram.ndim != 3 or gram.shape[1] != gram.shape[2] or gram.shape[1] == 0:
             raise ValueError(f"gram has shape {gram.shape}; give [tasks, d, d] with d >= 1")
         expected = {"count": (m,), "gram": (m, *gram.shape[1:]), "moment": (m, gram.shape[1]), "square": (m,)}
@@ -56,6 +62,8 @@ class TaskStatistics:
             raise ValueError("tasks must be strictly increasing; build the statistics by from_rows, which sorts them")
         if m and count.min() < 0:
             raise ValueError("count is negative")
+        if m and min(square.min(), np.diagonal(gram, axis1=1, axis2=2).min()) < 0:
+            raise ValueError("a sum of squares (square, or the diagonal of gram) is negative")
         for name, array in zip(("tasks", *expected), (tasks, count, gram, moment, square), strict=True):
             view = array.view()
             view.setflags(write=False)  # shared between estimators and threads
@@ -112,7 +120,7 @@ class TaskStatistics:
             ValueError: If shapes disagree or a row is not finite (the first such row is named).
             TypeError: If the labels are neither integers nor strings, or the numbers not real.
         """
-        features, rewards = _real(features, "features"), _real(rewards, "rewards")
+        features, rewards = as_real(features, "features"), as_real(rewards, "rewards")
         labels = as_labels(task_ids)
         if features.ndim != 2 or features.shape[1] == 0:
             raise ValueError(f"features has shape {features.shape}; give [rows, d] with d >= 1")
@@ -156,8 +164,13 @@ class TaskStatistics:
 
         Returns:
             Positions [n]; -1 where a task is unknown.
+
+        Raises:
+            TypeError: If the labels are integers and the tasks strings, or the other way round.
         """
-        return positions(self.tasks, as_labels(task_ids))
+        labels = as_labels(task_ids)
+        same_kind(self.tasks, labels, "look up these tasks")
+        return positions(self.tasks, labels)
 
     def select(self, tasks: npt.ArrayLike) -> "TaskStatistics":
         """The statistics of some tasks, in sorted order.
@@ -255,6 +268,8 @@ class TaskStatistics:
         for part, value in zip(parts, rest, strict=True):
             value[empty] = 0
             part[where] = value
+        for squares in (np.einsum("mii->mi", parts[1]), parts[3]):
+            np.maximum(squares, 0.0, out=squares)  # rounding where hardly anything is left
         return TaskStatistics(self.tasks, *parts)
 
     def _parts(self) -> tuple[np.ndarray, ...]:
@@ -262,13 +277,6 @@ class TaskStatistics:
 
     def _take(self, where: np.ndarray) -> "TaskStatistics":
         return TaskStatistics(self.tasks[where], *(part[where] for part in self._parts()))
-
-
-def _real(values: npt.ArrayLike, name: str) -> np.ndarray:
-    array = np.asarray(values)
-    if array.dtype.kind not in "fiub":
-        raise TypeError(f"{name} has dtype {array.dtype}; give real numbers")
-    return array.astype(np.float64, copy=False)
 
 
 def _finite(array: np.ndarray) -> bool:

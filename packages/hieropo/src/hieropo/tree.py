@@ -16,7 +16,7 @@ from typing import final
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from hieropo.linalg import as_covariance, psd_factor
+from hieropo.linalg import as_covariance, as_noise, as_real, psd_factor
 
 __all__ = ["Tree", "TreePrior"]
 
@@ -205,7 +205,7 @@ class TreePrior:
     node_covs: Mapping[Hashable, Float[np.ndarray, "d d"]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        mean = np.asarray(self.mean, dtype=float)
+        mean = np.array(as_real(self.mean, "mean"))
         if mean.ndim != 1 or mean.size == 0 or not np.isfinite(mean).all():
             raise ValueError(f"mean must be one finite vector, got shape {mean.shape}")
         d = mean.size
@@ -215,16 +215,15 @@ class TreePrior:
                 f"level_covs must have shape [levels, {d}, {d}] with at least {self.tree.height} levels, "
                 f"got {level_covs.shape}"
             )
-        if not (np.isfinite(self.sigma) and self.sigma > 0):
-            raise ValueError(f"sigma must be positive and finite, got {self.sigma}")
         unknown = [label for label in self.node_covs if label not in self.tree]
         if unknown:
             self.tree.position(unknown[0])
         if self.tree.labels[0] in self.node_covs:
             raise ValueError("node_covs names the root; set root_cov instead")
         covs = [as_covariance(cov, d, f"level_covs[{k}]") for k, cov in enumerate(level_covs)]
+        mean.setflags(write=False)
         object.__setattr__(self, "mean", mean)
-        object.__setattr__(self, "sigma", float(self.sigma))
+        object.__setattr__(self, "sigma", as_noise(self.sigma))
         object.__setattr__(self, "root_cov", as_covariance(self.root_cov, d, "root_cov"))
         object.__setattr__(self, "level_covs", np.array(covs).reshape(-1, d, d))
         named = {label: as_covariance(cov, d, f"node_covs[{label!r}]") for label, cov in self.node_covs.items()}

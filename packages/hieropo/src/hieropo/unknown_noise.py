@@ -222,9 +222,9 @@ def student_alpha(delta: float, *, kind: str, d: int, degrees_of_freedom: float)
         )
     match kind:
         case "pointwise":
-            return max(0.0, float(stdtrit(degrees_of_freedom, 1.0 - delta)))
+            return max(0.0, -float(stdtrit(degrees_of_freedom, delta)))
         case "simultaneous":
-            return math.sqrt(d * float(fdtri(d, degrees_of_freedom, 1.0 - delta)))
+            return math.sqrt(d / float(fdtri(degrees_of_freedom, d, delta)))  # 1/F: its lower tail keeps small δ
         case _:
             raise ValueError(f"kind is {kind!r}; with unknown noise give 'pointwise' or 'simultaneous'")
 
