@@ -134,7 +134,8 @@ def test_rewards_without_noise_end_at_the_floor():
     features = rng.uniform(-1, 1, (240, 2))
     stats = TaskStatistics.from_rows(features, np.sum(features * theta[codes], axis=1), codes)
     fit = fit_hyperparameters(stats, max_iter=5000)
-    assert "floor" in fit.message
+    assert fit.status == "not_identified"
+    assert "the noise reached its floor" in fit.message
     deviations = theta - theta.mean(0)
     np.testing.assert_allclose(fit.prior.Sigma_0, deviations.T @ deviations / 29, rtol=1e-3, atol=1e-3)
 
@@ -178,3 +179,34 @@ def test_coordinates_round_trip_and_pull_back(structure):
     for i, step in enumerate(1e-6 * np.eye(x.size)):
         rise = np.vdot(weight, unpack(x + step, 3, structure) - unpack(x - step, 3, structure)) / 2e-6
         assert gradient[i] == pytest.approx(rise, rel=1e-6, abs=1e-8)
+
+
+@pytest.mark.parametrize("method", ["em", "ml2"])
+@pytest.mark.parametrize("sigma_q", ["flat", 1.0])
+def test_units_do_not_matter(problem, method, sigma_q):
+    """φ → φ f, y → y r turns Σ_0 into Σ_0 r²/(f fᵀ) and σ into σ r; powers of two round nothing."""
+    p = problem(seed=11, counts=(6,) * 30)
+    f, r = np.exp2([-30.0, 0.0, 30.0]), 2.0**20
+    plain = fit_hyperparameters(p.stats, method, sigma_q=np.eye(3) if sigma_q != "flat" else sigma_q)
+    scaled = TaskStatistics.from_rows(p.features * f, p.rewards * r, p.codes)
+    other = fit_hyperparameters(scaled, method, sigma_q=np.diag((r / f) ** 2) if sigma_q != "flat" else sigma_q)
+    assert (plain.status, plain.n_iter) == ("converged", other.n_iter)
+    np.testing.assert_array_equal(other.prior.Sigma_0 * np.outer(f, f) / r**2, plain.prior.Sigma_0)
+    assert other.prior.sigma == plain.prior.sigma * r
+    change = plain.log_evidence - p.stats.n * np.log(r) - (np.log(f / r).sum() if sigma_q == "flat" else 0.0)
+    assert other.log_evidence == pytest.approx(change, abs=1e-8)
+    flat = sigma_q == "flat"
+    assert other.log_evidence == pytest.approx(log_marginal_likelihood(scaled, other.prior, flat), abs=1e-6)
+
+
+def test_what_the_data_cannot_tell_is_no_convergence():
+    rng = np.random.default_rng(12)
+    features, rewards = rng.uniform(-1, 1, (50, 2)), rng.standard_normal(50)
+    alone = fit_hyperparameters(TaskStatistics.from_rows(features, rewards, np.zeros(50, int)))
+    assert alone.status == "not_identified"
+    assert "one task" in alone.message
+    assert alone.prior.Sigma_q[0, 0] > 1e3  # vague, not a known mean
+    nothing = fit_hyperparameters(TaskStatistics.from_rows(features, np.zeros(50), np.arange(50) % 10))
+    assert nothing.status == "not_identified"
+    far = TaskStatistics.from_rows(np.column_stack([features, np.ones(50)]), 1e8 + rewards, np.arange(50) % 10)
+    assert "subtract a common value" in fit_hyperparameters(far).message

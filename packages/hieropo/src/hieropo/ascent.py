@@ -9,37 +9,39 @@ from typing import Generic, Literal, TypeVar, final
 
 import numpy as np
 
-__all__ = ["Ascent", "EvidenceFit", "climb"]
+__all__ = ["Ascent", "HyperparameterFit", "Status", "climb"]
 
 _ROUNDING = 1e-10  # relative; a step that loses more has met data whose noise is near its floor
 
+Status = Literal["converged", "max_iter", "not_identified"]
 State = TypeVar("State")
 Prior = TypeVar("Prior")
 
 
 @final
 @dataclass(frozen=True, eq=False)
-class EvidenceFit(Generic[Prior]):
+class HyperparameterFit(Generic[Prior]):
     """Where a search for hyper-parameters ended.
 
     Args:
-        prior: The fitted prior.
-        log_evidence: The objective there.
-        trace: The objective at the start and after every step.
-        status: "converged" or "max_iter".
+        prior: The fitted prior, ready for an estimator.
+        log_evidence: The objective there: log p(Y), the restricted likelihood if μ is flat, or Laplace's approximation.
+        trace: The objective at the start and after every step, never decreasing for EM.
+        status: "converged", "max_iter", or "not_identified": the data do not determine what was to be learned, and the
+            message says why; `prior` is where the search stood.
         message: One sentence for the user.
     """
 
     prior: Prior
     log_evidence: float
     trace: tuple[float, ...]
-    status: Literal["converged", "max_iter"]
+    status: Status
     message: str
 
     @property
     def n_iter(self) -> int:
-        """Number of steps."""
-        return len(self.trace) - 1
+        """Number of steps: cycles of two or three EM steps where they are accelerated, or quasi-Newton steps."""
+        return max(0, len(self.trace) - 1)
 
     def unwrap(self) -> Prior:
         """The fitted prior, or an error.

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Float
 
-from hieropo.ascent import climb
+from hieropo.ascent import HyperparameterFit, Status, climb
 from hieropo.evidence import ExpectedMoments, evidence_gradient, evidence_of, expected_moments
 from hieropo.linalg import as_covariance
 from hieropo.posterior import infer
@@ -17,47 +17,10 @@ from hieropo.prior import GaussianHierarchy
 from hieropo.statistics import TaskStatistics
 from hieropo.structure import STRUCTURES, Structure, log_scales, pack, project, pull_back, size, unpack
 
-Status = Literal["converged", "max_iter", "not_identified"]
-
 _VAGUE = 1e6  # variance of the vague hyper-prior in units of what the data say about the scale of μ and θ
 _SIGMA_FLOOR = 1e-6  # of the root mean square reward: without noise the likelihood has no maximum
 _GRADIENTS = ("mu_q", "Sigma_q", "Sigma_0", "log_sigma")
 _LOG_RANGE = 18.0  # how far below its start the quasi-Newton search may take a log standard deviation
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class HyperparameterFit:
-    """Where the search for hyper-parameters ended.
-
-    Args:
-        prior: The fitted prior, ready for `HierOPO`.
-        log_evidence: log p(Y) there; the restricted likelihood if `sigma_q="flat"`.
-        trace: log p(Y) after each step, never decreasing for EM.
-        status: "converged", "max_iter", or "not_identified" (the data do not determine a flat μ; `prior` is the start).
-        n_iter: Iterations: cycles of two or three EM steps, or quasi-Newton steps.
-        message: One sentence for the user.
-    """
-
-    prior: GaussianHierarchy
-    log_evidence: float
-    trace: tuple[float, ...]
-    status: Status
-    n_iter: int
-    message: str
-
-    def unwrap(self) -> GaussianHierarchy:
-        """The fitted prior, or an error.
-
-        Returns:
-            The prior.
-
-        Raises:
-            RuntimeError: If the search did not converge.
-        """
-        if self.status != "converged":
-            raise RuntimeError(self.message)
-        return self.prior
 
 
 @final
@@ -84,7 +47,7 @@ def fit_hyperparameters(
     start: GaussianHierarchy | None = None,
     max_iter: int = 500,
     tolerance: float = 1e-9,
-) -> HyperparameterFit:
+) -> HyperparameterFit[GaussianHierarchy]:
     """Fit Σ_0 and σ, and with several hierarchies μ_q and Σ_q, by maximum marginal likelihood.
 
     One hierarchy holds a single draw of μ, so (μ_q, Σ_q) cannot be learned from it: the likelihood is largest at
@@ -143,18 +106,65 @@ def fit_hyperparameters(
         raise ValueError(
             "sigma_q='learn' needs several hierarchies: one hierarchy has one draw of μ; use 'flat' or fix it"
         )
-    prior = _start(logs, sigma_q, mu_q, structure, sigma, start)
-    rms = math.sqrt(sum(float(log.square.sum()) for log in logs) / sum(log.n for log in logs))
-    floor = max(_SIGMA_FLOOR * rms, 1e-150)
+    units = _units(logs, structure)
+    prior = units.scaled(_start(logs, units, sigma_q, mu_q, structure, sigma, start))
     flat = isinstance(sigma_q, str) and sigma_q == "flat"
-    problem = _Problem(logs, structure, flat, learn_hyper, sigma is None, floor)
+    logs = tuple(units.statistics(log) for log in logs)
+    rms = math.sqrt(sum(float(log.square.sum()) for log in logs) / sum(log.n for log in logs))
+    problem = _Problem(logs, structure, flat, learn_hyper, sigma is None, _SIGMA_FLOOR * (rms or 1.0))
+    search = _by_em if method == "em" else _by_gradient
     try:
-        if method == "em":
-            return _finish(problem, *_by_em(problem, prior, max_iter, tolerance))
-        return _finish(problem, *_by_gradient(problem, prior, max_iter, tolerance))
-    except np.linalg.LinAlgError:
-        message = "the data do not determine a flat μ (too few rows in too few directions); fix sigma_q instead"
-        return HyperparameterFit(prior, -math.inf, (), "not_identified", 0, message)
+        if flat and all(log.m == 1 for log in logs):
+            raise np.linalg.LinAlgError("a hierarchy with one task does not tell Sigma_0 from a flat μ; fix sigma_q")
+        end = _finish(problem, *search(problem, prior, max_iter, tolerance))
+    except np.linalg.LinAlgError as error:
+        end = HyperparameterFit(_vague(problem, prior, prior.mu_q), -math.inf, (), "not_identified", str(error))
+    return units.original(end, problem)
+
+
+@final
+@dataclass(frozen=True)
+class _Units:
+    """Features in units f, rewards in units r (powers of two, so that nothing is rounded): θ' = θ f / r.
+
+    A search in these units ends at the same prior whatever the units of the log.
+    """
+
+    features: Float[np.ndarray, " d"]
+    rewards: float
+
+    def statistics(self, stats: TaskStatistics) -> TaskStatistics:
+        f, r = self.features, self.rewards
+        gram = stats.gram / f / f[:, None]
+        return TaskStatistics(stats.tasks, stats.count, gram, stats.moment / f / r, stats.square / r / r)
+
+    def scaled(self, prior: GaussianHierarchy, power: int = 1) -> GaussianHierarchy:
+        """The prior in these units; power −1 leads back."""
+        a = (self.features / self.rewards) ** power
+        covs = (cov * a * a[:, None] for cov in (prior.Sigma_q, prior.Sigma_0))
+        return GaussianHierarchy(prior.mu_q * a, *covs, prior.sigma / self.rewards**power)
+
+    def original(
+        self, fit: HyperparameterFit[GaussianHierarchy], problem: _Problem
+    ) -> HyperparameterFit[GaussianHierarchy]:
+        """The fit in the units of the log; densities of rewards, and of a flat μ, change by their Jacobians."""
+        offset = -sum(log.n for log in problem.logs) * math.log(self.rewards)
+        if problem.flat:
+            offset -= len(problem.logs) * float(np.log(self.features / self.rewards).sum())
+        trace = tuple(value + offset for value in fit.trace)
+        return replace(fit, prior=self.scaled(fit.prior, -1), log_evidence=fit.log_evidence + offset, trace=trace)
+
+
+def _units(logs: tuple[TaskStatistics, ...], structure: Structure) -> _Units:
+    """Powers of two near the root mean squares; one for all features if Sigma_0 is to be isotropic."""
+    n = sum(log.n for log in logs)
+    squares = np.sum([np.einsum("mii->i", log.gram) for log in logs], axis=0) / n
+    if structure == "isotropic":
+        squares = np.full_like(squares, squares.mean())
+    square = sum(float(log.square.sum()) for log in logs) / n
+    sizes = np.sqrt(np.append(squares, square))
+    units = np.exp2(np.round(np.log2(np.where(sizes > 0, sizes, 1.0))))
+    return _Units(units[:-1], float(units[-1]))
 
 
 def _with_data(stats: TaskStatistics | Sequence[TaskStatistics]) -> tuple[TaskStatistics, ...]:
@@ -173,25 +183,20 @@ def _with_data(stats: TaskStatistics | Sequence[TaskStatistics]) -> tuple[TaskSt
 
 def _start(
     logs: tuple[TaskStatistics, ...],
+    units: _Units,
     sigma_q: str | float | npt.ArrayLike,
     mu_q: npt.ArrayLike | float,
     structure: Structure,
     sigma: float | None,
     start: GaussianHierarchy | None,
 ) -> GaussianHierarchy:
-    """A prior to begin with: half of the rewards' variance around a pooled fit is noise, half comes from the tasks."""
-    d, n = logs[0].d, sum(log.n for log in logs)
+    """A prior to begin with, with what is fixed put in."""
+    d = logs[0].d
     if isinstance(sigma_q, str) and sigma_q not in ("flat", "learn"):
         raise ValueError(f"sigma_q is {sigma_q!r}; give 'flat', 'learn', a standard deviation or a covariance")
     mean = np.broadcast_to(np.asarray(mu_q, dtype=np.float64), (d,))
     if start is None:
-        gram, moment = (sum(getattr(log, name).sum(axis=0) for log in logs) for name in ("gram", "moment"))
-        pooled = np.linalg.lstsq(gram, moment, rcond=1e-10)[0]
-        square = sum(float(log.square.sum()) for log in logs)
-        variance = max(square - float(pooled @ moment), 1e-6 * square, 1e-300) / n
-        scale = np.maximum(np.diagonal(gram) / n, 1e-12 * max(float(np.trace(gram)) / n, 1e-300))
-        within = project(np.diag(variance / (2 * d * scale)), structure)
-        start = GaussianHierarchy(pooled, within, within, math.sqrt(variance / 2))
+        start = units.scaled(_guess(tuple(units.statistics(log) for log in logs), structure), -1)
     if start.d != d:
         raise ValueError(f"start has {start.d} features, the statistics {d}")
     if sigma is not None:
@@ -201,6 +206,18 @@ def _start(
     cov = np.asarray(sigma_q, dtype=np.float64)
     cov = cov**2 * np.eye(d) if cov.ndim == 0 else as_covariance(cov, d, "sigma_q")
     return replace(start, mu_q=mean, Sigma_q=cov)
+
+
+def _guess(logs: tuple[TaskStatistics, ...], structure: Structure) -> GaussianHierarchy:
+    """Half of the rewards' variance around a pooled fit is noise, half comes from the tasks."""
+    d, n = logs[0].d, sum(log.n for log in logs)
+    gram, moment = (sum(getattr(log, name).sum(axis=0) for log in logs) for name in ("gram", "moment"))
+    pooled = np.linalg.lstsq(gram, moment, rcond=1e-10)[0]
+    square = sum(float(log.square.sum()) for log in logs)
+    variance = max(square - float(pooled @ moment), 1e-6 * square) / n or 1.0
+    scale = np.maximum(np.diagonal(gram) / n, 1e-12)
+    within = project(np.diag(variance / (2 * d * scale)), structure)
+    return GaussianHierarchy(pooled, within, within, math.sqrt(variance / 2))
 
 
 def _expect(problem: _Problem, prior: GaussianHierarchy) -> tuple[float, list[ExpectedMoments], np.ndarray]:
@@ -238,7 +255,8 @@ def _accelerated_step(problem: _Problem, prior: GaussianHierarchy) -> tuple[Gaus
         length = float(np.linalg.norm(rate)) / max(float(np.linalg.norm(curve)), 1e-300)
         if not 1.0 < length < 1e8:
             return second, value
-        candidate = _unpack(problem, prior, x0 + 2 * length * rate + length**2 * curve)
+        with np.errstate(over="ignore"):  # what is infinite is refused next
+            candidate = _unpack(problem, prior, x0 + 2 * length * rate + length**2 * curve)
         following, reached = _em_step(problem, candidate)
         accept = reached >= _expect(problem, second)[0]
     except (np.linalg.LinAlgError, ValueError, OverflowError):  # the jump left the region where numbers make sense
@@ -330,12 +348,22 @@ def _bounds(problem: _Problem, x0: np.ndarray) -> list[tuple[float | None, float
 
 def _finish(
     problem: _Problem, prior: GaussianHierarchy, trace: tuple[float, ...], converged: bool, message: str
-) -> HyperparameterFit:
+) -> HyperparameterFit[GaussianHierarchy]:
     value, _, means = _expect(problem, prior)
-    if problem.flat:
-        size_of_mean = float(np.mean((means - prior.mu_q) ** 2))
-        vague = _VAGUE * max(size_of_mean + float(np.trace(prior.Sigma_0)) / prior.d, 1e-12)
-        prior = replace(prior, Sigma_q=vague * np.eye(prior.d))
+    status: Status = "converged" if converged else "max_iter"
     if problem.learn_sigma and prior.sigma <= problem.sigma_floor * (1 + 1e-9):
-        message = f"{message}; the noise reached its floor: the rewards are fitted exactly"
-    return HyperparameterFit(prior, value, trace, "converged" if converged else "max_iter", len(trace) - 1, message)
+        status = "not_identified"
+        message = (
+            f"the noise reached its floor, {_SIGMA_FLOOR:g} of the rewards' size: the rewards are fitted exactly, or "
+            f"lie far from zero (then subtract a common value); {message}"
+        )
+    return HyperparameterFit(_vague(problem, prior, means), value, trace, status, message)
+
+
+def _vague(problem: _Problem, prior: GaussianHierarchy, means: np.ndarray) -> GaussianHierarchy:
+    """The prior with a finite Sigma_q in place of the flat limit."""
+    if not problem.flat:
+        return prior
+    size_of_mean = float(np.mean((means - prior.mu_q) ** 2))
+    vague = _VAGUE * max(size_of_mean + float(np.trace(prior.Sigma_0)) / prior.d, 1e-12)
+    return replace(prior, Sigma_q=vague * np.eye(prior.d))

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import expit
 
-from hieropo.ascent import EvidenceFit
+from hieropo.ascent import HyperparameterFit
 from hieropo.linalg import symmetric
 from hieropo.logistic import LogisticHierarchy, LogisticRows
 from hieropo.logistic_laplace import LaplacePosterior, arrow_solve, laplace_posterior, per_task
@@ -52,7 +52,7 @@ def fit_logistic_hyperparameters(
     structure: Structure = "full",
     tolerance: float = 1e-9,
     max_iter: int = 200,
-) -> EvidenceFit[LogisticHierarchy]:
+) -> HyperparameterFit[LogisticHierarchy]:
     """Fit Σ_0 by maximising Laplace's approximation of the evidence, with its exact gradient.
 
     Σ_0 = LLᵀ with the logarithms of L's diagonal and the entries below it as coordinates, climbed by L-BFGS. μ_q and
@@ -105,6 +105,6 @@ def fit_logistic_hyperparameters(
         str(end.message) if all(modes_found) else "a search for the mode inside did not converge; scale the features"
     )
     fitted = replace(prior, Sigma_0=unpack(end.x, prior.d, structure))
-    return EvidenceFit(
+    return HyperparameterFit(
         fitted, -rows.n * float(end.fun), tuple(trace), "converged" if converged else "max_iter", message
     )

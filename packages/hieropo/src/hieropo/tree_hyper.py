@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from jaxtyping import Bool
 
-from hieropo.ascent import EvidenceFit, climb
+from hieropo.ascent import HyperparameterFit, climb
 from hieropo.linalg import symmetric
 from hieropo.messages import transposed
 from hieropo.statistics import TaskStatistics
@@ -29,7 +29,7 @@ def fit_tree_hyperparameters(
     learn_sigma: bool = True,
     tolerance: float = 1e-9,
     max_iter: int = 500,
-) -> EvidenceFit[TreePrior]:
+) -> HyperparameterFit[TreePrior]:
     """Fit the covariance of every level, and the noise, by EM on the exact evidence.
 
     With A_v = C_v − I and δ_v = E[θ_v] − E[θ_parent], one step sets
@@ -76,7 +76,7 @@ def fit_tree_hyperparameters(
 
     end = climb(step, prior, tolerance=tolerance, max_iter=max_iter)
     status = "converged" if end.converged else "max_iter"
-    return EvidenceFit(end.state, end.trace[-1], end.trace, status, end.message)
+    return HyperparameterFit(end.state, end.trace[-1], end.trace, status, end.message)
 
 
 def _nodes_with_rows(stats: TaskStatistics, prior: TreePrior) -> Bool[np.ndarray, " nodes"]:
