@@ -106,7 +106,7 @@ def test_learned_prior(change: dict[str, Estimate | float], holds: bool) -> None
     [
         ({}, True),
         ({"gain_m1": NONE}, False),
-        ({"rate_of_loss": Estimate(-0.8, -1.0, -0.6)}, False),
+        ({"rate_of_loss": Estimate(-0.6, -0.8, -0.4)}, False),
         ({"closed_form_off": 5.0}, False),
     ],
 )
