@@ -51,7 +51,7 @@ def fit_rows(n: int, m: int, repeats: int) -> list[harness.Row]:
     def sorted_log() -> TaskStatistics:
         return fit(ids[order], grouped, rewards[order])
 
-    stats, size = fit(ids), f"n={n:.0e}, m={m:.0e}, d={D}"
+    stats, size = fit(ids), f"n={n:,}, m={m:,}, d={D}"
     once, each = "one pass of BLAS: X.T @ X", "loop over grouped tasks: X_s.T @ X_s"
     cases = [
         (f"fit + posterior, {size}", lambda: infer(fit(ids), prior), blas, once, 3.0),
@@ -81,7 +81,7 @@ def posterior_rows(m: int, repeats: int) -> list[harness.Row]:
     prior = GaussianHierarchy.isotropic(D, sigma_q=1.0, sigma_0=0.5, sigma=0.5)
     return [
         harness.compare(
-            f"posterior given the sums, m={m:.0e}, d={D}",
+            f"posterior given the sums, m={m:,}, d={D}",
             lambda: infer(stats, prior),
             lambda: np.linalg.cholesky(gram),
             "one batched numpy.linalg.cholesky of the sums",
