@@ -66,8 +66,7 @@ class GaussianOPO(StatisticsLearner[HierarchicalPosterior]):
         """
         estimator = cls.__new__(cls)
         GaussianOPO.__init__(estimator, prior, alpha, None, kind)
-        estimator._delta = delta
-        return estimator.fit_statistics(stats)
+        return estimator.derived_from(delta).fit_statistics(stats)
 
     @property
     def prior(self) -> GaussianHierarchy:

@@ -98,6 +98,11 @@ class StatisticsLearner(PessimisticPolicy, Generic[P]):
         return self._alpha
 
     @property
+    def width(self) -> float:
+        """The width that was given, or derived from delta when the estimator was made."""
+        return self._alpha
+
+    @property
     def delta(self) -> float | None:
         """The failure probability alpha was derived from, None if alpha was given."""
         return self._delta
@@ -212,6 +217,23 @@ class StatisticsLearner(PessimisticPolicy, Generic[P]):
             return self._learn(self.statistics.drop([task]))
         assert rows is not None
         return self._learn(self.statistics.subtract(TaskStatistics.from_rows(*rows)))
+
+    def derived_from(self: L, delta: float | None) -> L:
+        """Take up the failure probability that the given width was derived from, for loading.
+
+        Args:
+            delta: In (0, 1), or None for a width given by hand.
+
+        Returns:
+            The estimator.
+
+        Raises:
+            ValueError: If δ is out of range.
+        """
+        if delta is not None:
+            alpha_from_delta(delta, self.d, self.kind)  # refuses what could not have been given
+        self._delta = delta
+        return self
 
     def posterior(self, task: Task) -> GaussianPosterior:
         """The posterior of a task's parameter.

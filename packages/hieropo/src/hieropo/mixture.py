@@ -63,7 +63,9 @@ class MixtureHierarchy:
         k = weights.size
         if mu_q.ndim != 2 or len(mu_q) != k or mu_q.shape[1] == 0 or not np.isfinite(mu_q).all():
             raise ValueError(f"mu_q must be finite with shape [{k}, d], got shape {mu_q.shape}")
-        fields = {"weights": weights / weights.sum(), "mu_q": mu_q}
+        total = weights.sum()
+        exact = abs(total - 1.0) <= k * np.finfo(float).eps  # dividing again would only move the last digits
+        fields = {"weights": weights if exact else weights / total, "mu_q": mu_q}
         d = mu_q.shape[1]
         for name in ("Sigma_q", "Sigma_0"):
             covs = np.asarray(getattr(self, name), dtype=float)

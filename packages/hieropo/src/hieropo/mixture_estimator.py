@@ -67,6 +67,11 @@ class MixtureOPO(StatisticsLearner[MixturePosterior]):
         """The prior."""
         return self._prior
 
+    @property
+    def start(self) -> Float[np.ndarray, "k d"] | None:
+        """Centres from which unknown centres are sought, if given."""
+        return self._start
+
     def cluster_probabilities(self, task: Task) -> Float[np.ndarray, " k"]:
         """P(z_s = j | D).
 
