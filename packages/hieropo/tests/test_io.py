@@ -232,3 +232,10 @@ def test_changed_bytes_are_refused_or_harmless(problem, tmp_path):
             np.testing.assert_array_equal(back.prior.Sigma_0, estimator.prior.Sigma_0)
             assert (back.alpha, back.tasks) == (estimator.alpha, estimator.tasks)
     assert refused > 100
+
+
+def test_another_class_than_expected_is_refused(tmp_path):
+    save(noise_policy(), tmp_path / "policy.npz")
+    assert load(tmp_path / "policy.npz", NoiseHierOPO).d == 3
+    with pytest.raises(FormatError, match="holds a NoiseHierOPO, not a GaussianOPO"):
+        load(tmp_path / "policy.npz", GaussianOPO)

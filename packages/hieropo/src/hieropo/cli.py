@@ -149,7 +149,7 @@ def predict(
         out: Where the choices go; replaced whole or not at all.
     """
     _distinct(out, policy, contexts)
-    estimator = load(policy)
+    estimator = load(policy, GaussianOPO)
     arrays = _read(contexts, ("action_features", "task_ids"), ("mask",))
     features, tasks, mask = arrays["action_features"], arrays["task_ids"], arrays.get("mask")
     actions = estimator.predict(features, tasks, mask)
@@ -180,7 +180,7 @@ def evaluate(policy: Policy, log: Annotated[Path, option("LOG.npz")], /, confide
         log: The log; rows that the policy was learned from make it look better than it is.
         confidence: Coverage of the intervals.
     """
-    estimator = load(policy)
+    estimator = load(policy, GaussianOPO)
     arrays = _read(log, ("action_features", "task_ids", "actions", "rewards", "propensities"))
     feedback = LoggedFeedback(arrays["actions"], arrays["rewards"], arrays["propensities"])
     features, tasks = arrays["action_features"], arrays["task_ids"]
@@ -205,7 +205,7 @@ def info(policy: Policy, /, task: Annotated[str | None, option("LABEL", "all tas
         policy: What fit saved.
         task: A task's label.
     """
-    estimator = load(policy)
+    estimator = load(policy, GaussianOPO)
     stats = estimator.statistics
     if task is not None:
         label = task if stats.tasks.dtype.kind == "U" or not task.lstrip("-").isdigit() else int(task)

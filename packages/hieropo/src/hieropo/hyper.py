@@ -141,8 +141,8 @@ class _Units:
     def scaled(self, prior: GaussianHierarchy, power: int = 1) -> GaussianHierarchy:
         """The prior in these units; power −1 leads back."""
         a = (self.features / self.rewards) ** power
-        covs = (cov * a * a[:, None] for cov in (prior.Sigma_q, prior.Sigma_0))
-        return GaussianHierarchy(prior.mu_q * a, *covs, prior.sigma / self.rewards**power)
+        Sigma_q, Sigma_0 = (cov * a * a[:, None] for cov in (prior.Sigma_q, prior.Sigma_0))
+        return GaussianHierarchy(prior.mu_q * a, Sigma_q, Sigma_0, prior.sigma / self.rewards**power)
 
     def original(
         self, fit: HyperparameterFit[GaussianHierarchy], problem: _Problem

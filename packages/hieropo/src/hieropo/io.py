@@ -8,7 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import numpy as np
 
@@ -30,6 +30,7 @@ FORMAT = "hieropo.posterior"
 VERSION = 1
 
 Saved = GaussianOPO | LogisticHierOPO | MixtureOPO | NoiseHierOPO | TreeOPO
+Expected = TypeVar("Expected")
 Header = dict[str, Any]
 Arrays = dict[str, Any]
 
@@ -85,24 +86,36 @@ def save(estimator: Saved, path: str | os.PathLike[str]) -> None:
     write_bytes_atomic(path, buffer.getvalue())
 
 
-def load(path: str | os.PathLike[str]) -> Saved:
+@overload
+def load(path: str | os.PathLike[str]) -> Saved: ...
+
+
+@overload
+def load(path: str | os.PathLike[str], expected: type[Expected]) -> Expected: ...
+
+
+def load(path: str | os.PathLike[str], expected: type[Any] | None = None) -> Any:
     """Read an estimator that `save` wrote.
 
     Args:
         path: The file.
+        expected: The class it must be of, e.g. `GaussianOPO` for HierOPO and its baselines; any if not given.
 
     Returns:
         An estimator of the class that was saved, with the same predictions to the last bit.
 
     Raises:
         OSError: If there is no such file, or it cannot be read.
-        FormatError: If the file is not ours, is damaged, or is from a newer version.
+        FormatError: If the file is not ours, is damaged, is from a newer version, or holds another class.
     """
     header, arrays = _read(Path(path))
     try:
-        return _rebuild(header, arrays)
+        estimator = _rebuild(header, arrays)
     except (IndexError, KeyError, TypeError, ValueError) as error:
         raise FormatError(f"{path} is damaged: {error}") from error
+    if expected is not None and not isinstance(estimator, expected):
+        raise FormatError(f"{path} holds a {type(estimator).__name__}, not a {expected.__name__}")
+    return estimator
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

@@ -184,9 +184,8 @@ class PessimisticPolicy(ABC):
                 f"action_features has shape {features.shape}; give [B, K, {self.d}] or [K, {self.d}], K >= 1"
             )
         one_task = np.ndim(task_ids) == 0
-        if one_task:
-            task_ids = [task_ids[()] if isinstance(task_ids, np.ndarray) else task_ids]
-        labels = as_labels(task_ids)
+        one = task_ids[()] if isinstance(task_ids, np.ndarray) else task_ids
+        labels = as_labels(np.array([one], dtype=object) if one_task else task_ids)
         rows = len(features) if features.ndim == 3 else len(labels)
         if one_task:
             labels = np.repeat(labels, rows)
