@@ -399,3 +399,13 @@ def test_before_any_data_the_tree_is_its_prior():
     np.testing.assert_allclose(policy.posterior("b2").cov, sum(covs[x] for x in ("b2", "BB", "B", "R")), atol=1e-12)
     np.testing.assert_allclose(policy.posterior("b2").mean, prior.mean, atol=1e-14)
     assert policy.log_marginal_likelihood() == 0.0
+
+
+@pytest.mark.parametrize("sigma", [1e-6, 1e-8, 1e-10])
+def test_what_rounding_would_decide_is_refused(sigma):
+    """One row a task: G is singular, and large against Λ by 1/σ²."""
+    rng = np.random.default_rng(0)
+    stats = TaskStatistics.from_rows(rng.uniform(-1, 1, (2, 3)), rng.standard_normal(2), [0, 1])
+    prior = TreePrior.isotropic(Tree.flat([0, 1]), 3, sigma_root=1.0, sigma_levels=[1.0], sigma=sigma)
+    with pytest.raises(np.linalg.LinAlgError, match="raise sigma"):
+        tree_posterior(stats, prior)

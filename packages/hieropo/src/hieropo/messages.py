@@ -14,10 +14,12 @@ from typing import NamedTuple, final
 import numpy as np
 from jaxtyping import Float
 
-from hieropo.linalg import blocks, psd_factor, sum_products, symmetric
+from hieropo.linalg import blocks, psd_factor, smallest_scaled, sum_products, symmetric
 
 __all__ = ["Message", "TaskConditionals", "absorb", "transposed"]
 
+_EXTREME = 1e10  # tr(ΛG) above which `absorb` looks whether rounding may leave nothing
+_LOPSIDED = 1e-11  # smallest eigenvalue of I + LᵀGL, scaled to a unit diagonal, that `absorb` accepts, Λ = LLᵀ
 _DOMINANT = 1e6  # tr(Σ_0 G) above which rounding is attended to
 
 
@@ -51,9 +53,13 @@ def absorb(cov: Float[np.ndarray, "#n d d"], G: Float[np.ndarray, "n d d"], B: F
 
     Returns:
         The messages.
+
+    Raises:
+        numpy.linalg.LinAlgError: If rounding of the data decides more than Λ.
     """
     n, d = B.shape
     eye = np.eye(d)
+    _refuse_lopsided(np.broadcast_to(cov, G.shape), G)
     system = eye + G @ cov
     solved = np.linalg.solve(system, np.concatenate([G, B[..., None], np.broadcast_to(eye, (n, d, d))], axis=-1))
     W, b, gain = symmetric(solved[..., :d]), solved[..., d], transposed(solved[..., d + 1 :])
@@ -62,6 +68,17 @@ def absorb(cov: Float[np.ndarray, "#n d d"], G: Float[np.ndarray, "n d d"], B: F
     log_det = np.linalg.slogdet(system)[1]
     pull = (own_cov @ B[..., None])[..., 0]
     return Message(W, b, gain, own_cov, pull, log_det)
+
+
+def _refuse_lopsided(cov: np.ndarray, G: np.ndarray) -> None:
+    """Data that are large in one direction carry rounding into all others; it must not outweigh Λ."""
+    for index in np.flatnonzero(np.einsum("nij,nij->n", G, cov) > _EXTREME):
+        factor = psd_factor(cov[index])
+        if smallest_scaled(np.eye(len(factor)) + factor.T @ G[index] @ factor) < _LOPSIDED:
+            raise np.linalg.LinAlgError(
+                "the rows of a task or group say so much more in some directions than in others that rounding decides "
+                "the latter: raise sigma, narrow the covariances or rescale the features"
+            )
 
 
 def transposed(matrix: Float[np.ndarray, "*batch n d"]) -> Float[np.ndarray, "*batch d n"]:

@@ -16,6 +16,7 @@ from typing import final
 import numpy as np
 from jaxtyping import Float, Int
 
+from hieropo.evidence import refuse_lost_residual
 from hieropo.linalg import symmetric
 from hieropo.messages import Message, absorb, transposed
 from hieropo.posterior import GaussianPosterior
@@ -213,6 +214,7 @@ def tree_posterior(stats: TaskStatistics, prior: TreePrior) -> TreePosterior:
         score = up.b[nodes] - _matvec(up.W[nodes], mean[above])  # Λ⁻¹(θ̂_v − θ̂_parent)
         quadratic += float(np.sum((mean[nodes] - mean[above]) * score))
     quadratic += _residual(stats, mean[leaf_positions(stats, tree)]) / prior.sigma**2
+    refuse_lost_residual(stats, prior.sigma**2, quadratic)
     log_evidence = -0.5 * (stats.n * math.log(2 * math.pi * prior.sigma**2) + up.log_det + quadratic)
     return TreePosterior(prior, mean, cov, up.gain, up.own_cov, log_evidence)
 
