@@ -356,7 +356,10 @@ def test_the_seed_reaches_the_claim_and_a_resumed_run_keeps_its_settings(toy, ca
 
 def test_ctrl_c_keeps_what_is_done_and_the_run_can_go_on(tmp_path):
     install(tmp_path, "SLOW")
-    command = [sys.executable, "-c", "import sys; from common_core.cli import main; sys.exit(main())", "run"]
+    # A shell starts what it runs in the background with SIGINT ignored, and the test's own process may be such a one.
+    program = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    program += "from common_core.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", program, "run"]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
     process = subprocess.Popen(
         [*command, "toy", "--jobs", "1", "--out", "out"], cwd=tmp_path, env=env, text=True,
