@@ -223,7 +223,7 @@ def test_interruption_keeps_what_is_done_and_leaves_no_process(tmp_path):
         import signal
         import sys
         import slow_jobs as jobs
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell runs the tests in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
         from common_core.engine import ResultStore, Task, run
         store = ResultStore("store")
         tasks = [Task("quick", jobs.square, {"x": 3}), Task("slow", jobs.sleep_with_a_grandchild, {"path": "pid"}),
