@@ -12,7 +12,7 @@ from typing import final
 
 import numpy as np
 from jaxtyping import Float
-from scipy.special import fdtri, gammaln, stdtrit
+from scipy.special import betainccinv, betaincinv, gammaln, stdtrit
 
 from hieropo.evidence import evidence_of, refuse_lost_residual
 from hieropo.posterior import GaussianPosterior, HierarchicalPosterior, infer
@@ -224,7 +224,11 @@ def student_alpha(delta: float, *, kind: str, d: int, degrees_of_freedom: float)
         case "pointwise":
             return max(0.0, -float(stdtrit(degrees_of_freedom, delta)))
         case "simultaneous":
-            return math.sqrt(d / float(fdtri(degrees_of_freedom, d, delta)))  # 1/F: its lower tail keeps small δ
+            # d·F_{d,ν} = ν (1 − B) / B, B ~ Beta(ν/2, d/2); B and 1 − B apart keep their digits for tiny δ and
+            # for large ν (fdtri loses them before SciPy 1.17)
+            share = float(betaincinv(degrees_of_freedom / 2, d / 2, delta))
+            rest = float(betainccinv(d / 2, degrees_of_freedom / 2, delta))
+            return math.sqrt(degrees_of_freedom * rest / share)
         case _:
             raise ValueError(f"kind is {kind!r}; with unknown noise give 'pointwise' or 'simultaneous'")
 
