@@ -127,7 +127,7 @@ def test_nothing_has_changed_after_an_error(learned, change, error, message):
         (np.zeros((2, 3, 2)), np.array(1.5), None, TypeError, "holds float64"),
         (np.zeros((2, 3, 2)), "a", np.ones((2, 3)), ValueError, "mask has dtype float64"),
         (np.zeros((2, 3, 2)), "a", np.ones((3, 2), bool), ValueError, "mask has dtype bool and shape"),
-        (np.zeros((2, 3, 2)), "a", np.zeros((2, 3), bool), ValueError, "0 available"),
+        (np.zeros((2, 3, 2)), "a", np.zeros((2, 3), bool), ValueError, "row 0 has no available action"),
     ],
 )
 def test_bad_queries(learned, features, tasks, mask, error, message):
@@ -136,7 +136,7 @@ def test_bad_queries(learned, features, tasks, mask, error, message):
 
 
 def test_more_actions_wanted_than_there_are(learned):
-    with pytest.raises(ValueError, match="4 actions wanted"):
+    with pytest.raises(ValueError, match="row 0 has 3 available actions, 4 wanted"):
         learned.to_action_dist(np.zeros((2, 3, 2)), "a", len_list=4)
 
 

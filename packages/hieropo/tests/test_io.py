@@ -73,7 +73,7 @@ def rewrite(path, **changes):
         ({"header": {"version": VERSION + 1}}, "upgrade hieropo"),
         ({"header": {"version": "one"}}, "format version one"),
         ({"header": {"format": "other"}}, "holds 'other'"),
-        ({"header": {"class": "Other"}}, "damaged: 'Other'"),
+        ({"header": {"class": "Other"}}, "damaged: unknown class 'Other'"),
         ({"header": {"delta": 7.0}}, "delta is 7.0"),
         ({"gram": np.arange(27.0).reshape(3, 3, 3)}, "gram is not symmetric"),
         ({"count": np.array([1.5, 1.0, 1.0])}, "count has dtype float64"),

@@ -409,3 +409,27 @@ def test_what_rounding_would_decide_is_refused(sigma):
     prior = TreePrior.isotropic(Tree.flat([0, 1]), 3, sigma_root=1.0, sigma_levels=[1.0], sigma=sigma)
     with pytest.raises(np.linalg.LinAlgError, match="raise sigma"):
         tree_posterior(stats, prior)
+
+
+def test_groups_named_by_paths_have_a_string_for_new_tasks():
+    tree = Tree.from_paths({"ann": ("north", "a"), "bob": ("south", "a"), "eve": ()})
+    prior = TreePrior.isotropic(tree, 2, sigma_root=1.0, sigma_levels=[0.5, 0.4, 0.3], sigma=0.5)
+    policy = TreeOPO(prior).fit([[1.0, 0.0], [0.0, 1.0]], [2.0, -1.0], ["ann", "bob"])
+    assert tree.position("north/a") == tree.position(("north", "a"))
+    for joined, group in (("north", ("north",)), ("south/a", ("south", "a"))):
+        expected = policy.new_task_posterior(group)
+        np.testing.assert_array_equal(policy.new_task_posterior(joined).cov, expected.cov)
+        np.testing.assert_allclose(policy.uncertainty(np.eye(2), joined).mean[0], expected.mean)
+    with pytest.raises(ValueError, match="two groups join to the name 'a/b'"):
+        Tree.from_paths({"ann": ("a", "b"), "bob": ("a/b",)})
+    with pytest.raises(ValueError, match="'a/b' names both a task and a group"):
+        Tree.from_paths({"ann": ("a", "b"), "a/b": ()})
+
+
+def test_groups_may_be_named_by_strings_where_tasks_are_integers():
+    tree = Tree.from_parents({1: "day", 2: "day", "day": "all"})
+    policy = TreeOPO(TreePrior.isotropic(tree, 2, sigma_root=1.0, sigma_levels=[0.5, 0.2], sigma=0.5))
+    policy.fit(np.eye(2), [1.0, 0.0], [1, 2])
+    np.testing.assert_allclose(policy.uncertainty(np.eye(2), "day").mean[0], policy.new_task_posterior("day").mean)
+    with pytest.raises(TypeError, match="integers on one side and strings"):
+        policy.predict(np.eye(2), "night")

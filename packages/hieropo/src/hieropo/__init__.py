@@ -15,13 +15,14 @@ from hieropo.confidence import alpha_from_delta
 from hieropo.estimators import FlatOPO, GaussianOPO, GlobalOPO, HierOPO, OracleOPO
 from hieropo.evidence import log_marginal_likelihood
 from hieropo.hyper import HyperparameterFit, fit_hyperparameters
-from hieropo.io import load, save
-from hieropo.logistic import LogisticHierarchy
+from hieropo.io import FormatError, load, save
+from hieropo.logistic import LogisticHierarchy, LogisticRows
 from hieropo.logistic_estimator import LogisticHierOPO
 from hieropo.logistic_hyper import fit_logistic_hyperparameters
-from hieropo.mixture import MixtureHierarchy
+from hieropo.logistic_laplace import LaplacePosterior, laplace_posterior, mean_probability
+from hieropo.mixture import MixtureHierarchy, MixturePosterior, infer_mixture
 from hieropo.mixture_estimator import MixtureOPO
-from hieropo.mixture_hyper import fit_mixture
+from hieropo.mixture_hyper import MixtureFit, fit_mixture
 from hieropo.noise_estimator import NoiseHierOPO
 from hieropo.ope import (
     LoggedFeedback,
@@ -39,7 +40,8 @@ from hieropo.statistics import TaskStatistics
 from hieropo.tree import Tree, TreePrior
 from hieropo.tree_estimator import TreeOPO
 from hieropo.tree_hyper import fit_tree_hyperparameters
-from hieropo.unknown_noise import NoisePrior
+from hieropo.tree_messages import TreePosterior, tree_posterior
+from hieropo.unknown_noise import NoisePosterior, NoisePrior, infer_with_noise
 
 __version__ = "0.1.0"
 
@@ -47,6 +49,7 @@ __all__ = [
     "ActionScores",
     "Certificate",
     "FlatOPO",
+    "FormatError",
     "GaussianHierarchy",
     "GaussianOPO",
     "GaussianPosterior",
@@ -55,12 +58,17 @@ __all__ = [
     "HierarchicalPosterior",
     "HyperPosterior",
     "HyperparameterFit",
+    "LaplacePosterior",
     "LoggedFeedback",
     "LogisticHierOPO",
     "LogisticHierarchy",
+    "LogisticRows",
+    "MixtureFit",
     "MixtureHierarchy",
     "MixtureOPO",
+    "MixturePosterior",
     "NoiseHierOPO",
+    "NoisePosterior",
     "NoisePrior",
     "OffPolicyEstimate",
     "OracleOPO",
@@ -68,6 +76,7 @@ __all__ = [
     "TaskStatistics",
     "Tree",
     "TreeOPO",
+    "TreePosterior",
     "TreePrior",
     "alpha_from_delta",
     "direct_method",
@@ -78,9 +87,14 @@ __all__ = [
     "fit_mixture",
     "fit_tree_hyperparameters",
     "infer",
+    "infer_mixture",
+    "infer_with_noise",
     "inverse_propensity",
+    "laplace_posterior",
     "load",
     "log_marginal_likelihood",
+    "mean_probability",
     "save",
     "self_normalised",
+    "tree_posterior",
 ]

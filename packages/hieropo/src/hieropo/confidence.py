@@ -5,8 +5,11 @@ from typing import Literal
 
 from scipy.special import chdtri, ndtri
 
+from hieropo.checks import as_number
+
 Kind = Literal["simultaneous", "pointwise", "paper"]
 KINDS: tuple[Kind, ...] = ("simultaneous", "pointwise", "paper")
+PAPER_ALPHA = 0.1  # in all of the paper's experiments
 
 
 def alpha_from_delta(delta: float, d: int, kind: Kind | str = "simultaneous") -> float:
@@ -29,6 +32,7 @@ def alpha_from_delta(delta: float, d: int, kind: Kind | str = "simultaneous") ->
 
     Raises:
         ValueError: If δ is outside (0, 1), or outside what the kind allows.
+        TypeError: If it is not a number.
 
     Reference:
         Hong et al., ICML 2023, Theorem 1; Laurent and Massart, Ann. Statist. 2000, Lemma 1.
@@ -41,6 +45,7 @@ def alpha_from_delta(delta: float, d: int, kind: Kind | str = "simultaneous") ->
         raise ValueError(f"d is {d}; at least one feature is needed")
     if kind not in KINDS:
         raise ValueError(f"kind is {kind!r}; give one of {', '.join(KINDS)}")
+    delta = as_number(delta, "delta")
     if not 0 < delta < 1:
         raise ValueError(f"delta is {delta}; give a probability in (0, 1)")
     if kind == "pointwise":
@@ -54,6 +59,33 @@ def alpha_from_delta(delta: float, d: int, kind: Kind | str = "simultaneous") ->
     return math.sqrt(5 * d * math.log(1 / delta))
 
 
+def chosen_width(alpha: float | None, delta: float | None, kind: Kind | str, d: int) -> float:
+    """The width an estimator was asked for.
+
+    Args:
+        alpha: The width itself.
+        delta: Or the failure probability it follows from.
+        kind: What delta means.
+        d: Number of features.
+
+    Returns:
+        α; the paper's 0.1 if neither is given.
+
+    Raises:
+        ValueError: If both are given, one is out of range, or a kind is given without the delta it speaks of.
+        TypeError: If one is not a number.
+    """
+    if alpha is not None and delta is not None:
+        raise ValueError(f"alpha={alpha} and delta={delta} are both given; give one of them")
+    if kind not in KINDS:
+        raise ValueError(f"kind is {kind!r}; give one of {', '.join(KINDS)}")
+    if delta is not None:
+        return check_alpha(alpha_from_delta(delta, d, kind))
+    if kind != "simultaneous":
+        raise ValueError(f"kind is {kind!r}, which says what a delta means; give delta too, e.g. delta=0.05")
+    return check_alpha(PAPER_ALPHA if alpha is None else alpha)
+
+
 def check_alpha(alpha: float) -> float:
     """A width given by hand.
 
@@ -65,8 +97,9 @@ def check_alpha(alpha: float) -> float:
 
     Raises:
         ValueError: If α is negative or not finite.
+        TypeError: If it is not a number.
     """
-    alpha = float(alpha)
+    alpha = as_number(alpha, "alpha")
     if not (math.isfinite(alpha) and alpha >= 0):
         raise ValueError(f"alpha is {alpha}; give alpha >= 0 (0 is the greedy policy)")
     return alpha

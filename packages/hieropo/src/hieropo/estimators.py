@@ -2,6 +2,8 @@
 
 # ruff: noqa: PYI019 (typing.Self cannot be checked at run time function by function, as the tests do)
 
+from __future__ import annotations
+
 from typing import TypeVar, final
 
 import numpy as np
@@ -9,9 +11,10 @@ import numpy.typing as npt
 from jaxtyping import Float
 
 from hieropo.certificate import Certificate, certify
+from hieropo.checks import as_generator, as_size
 from hieropo.confidence import Kind
 from hieropo.evidence import evidence_of
-from hieropo.labels import Task, as_labels, unknown_message
+from hieropo.labels import Task, as_label, as_labels, unknown_message
 from hieropo.learner import Knowledge, StatisticsLearner
 from hieropo.linalg import blocks
 from hieropo.policy import ActionScores
@@ -65,8 +68,8 @@ class GaussianOPO(StatisticsLearner[HierarchicalPosterior]):
             ValueError: If sizes disagree or an option is out of range.
         """
         estimator = cls.__new__(cls)
-        GaussianOPO.__init__(estimator, prior, alpha, None, kind)
-        return estimator.derived_from(delta).fit_statistics(stats)
+        GaussianOPO.__init__(estimator, prior, alpha, None, "simultaneous")
+        return estimator.derived_from(delta, kind).fit_statistics(stats)
 
     @property
     def prior(self) -> GaussianHierarchy:
@@ -102,9 +105,10 @@ class GaussianOPO(StatisticsLearner[HierarchicalPosterior]):
 
         Raises:
             KeyError: If a task is unknown.
+            ValueError: If size < 1.
+            TypeError: If rng is not a generator.
         """
-        if size < 1:
-            raise ValueError(f"size is {size}; draw at least once")
+        rng, size = as_generator(rng), as_size(size, "size")
         knowledge = self._knowledge
         if tasks is None:
             return knowledge.posterior.sample(rng, size)
@@ -128,7 +132,7 @@ class GaussianOPO(StatisticsLearner[HierarchicalPosterior]):
 
         Args:
             action_features: φ(x, a) of contexts that stand for the task's distribution, shape [B, K, d].
-            task: A label; a label never seen is answered by the posterior of a new task.
+            task: One label; a label never seen is answered by the posterior of a new task.
             rng: Source of randomness.
             delta: Failure probability.
             draws: Draws of θ from the posterior, at least 2.
@@ -139,14 +143,16 @@ class GaussianOPO(StatisticsLearner[HierarchicalPosterior]):
 
         Raises:
             ValueError: If a shape is wrong, there is no context, or an option is out of range.
+            TypeError: If several labels are given, a label of another kind, or rng is not a generator.
         """
+        label, rng, draws = as_label(task), as_generator(rng), as_size(draws, "draws")
         rows = np.shape(action_features)[0] if np.ndim(action_features) == 3 else 1
-        features, labels, available = self._arguments(action_features, np.full(rows, task), mask)
+        features, labels, available = self._arguments(action_features, np.repeat(label, rows), mask)
         if draws < 2 or len(features) == 0 or not available.any(axis=1).all():
             raise ValueError("give draws >= 2, at least one context, and an available action in each")
         knowledge = self._knowledge
         scores = _gaussian_scores(knowledge, features, labels)
-        theta = knowledge.posterior.sample(rng, draws, knowledge.stats.positions(labels[:1]))[1][:, 0]
+        theta = knowledge.posterior.sample(rng, draws, knowledge.stats.positions(label))[1][:, 0]
         return certify(features, available, scores, theta, self.alpha, delta)
 
     def _infer(self, stats: TaskStatistics) -> HierarchicalPosterior:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from jaxtyping import Float
 
 from hieropo.ascent import HyperparameterFit, Status, climb
+from hieropo.checks import as_instance, as_spread
 from hieropo.evidence import ExpectedMoments, evidence_gradient, evidence_of, expected_moments
 from hieropo.linalg import as_covariance
 from hieropo.posterior import infer
@@ -20,6 +21,8 @@ from hieropo.structure import STRUCTURES, Structure, log_scales, pack, project, 
 _VAGUE = 1e6  # variance of the vague hyper-prior in units of what the data say about the scale of μ and θ
 _SIGMA_FLOOR = 1e-6  # of the root mean square reward: without noise the likelihood has no maximum
 _GRADIENTS = ("mu_q", "Sigma_q", "Sigma_0", "log_sigma")
+_HOW = "build it by TaskStatistics.from_rows(features, rewards, task_ids)"
+_ONE_TASK = "one task does not tell Sigma_0 from a flat μ; give at least two tasks with rows, or fix sigma_q"
 _LOG_RANGE = 18.0  # how far below its start the quasi-Newton search may take a log standard deviation
 
 
@@ -115,7 +118,9 @@ def fit_hyperparameters(
     search = _by_em if method == "em" else _by_gradient
     try:
         if flat and all(log.m == 1 for log in logs):
-            raise np.linalg.LinAlgError("a hierarchy with one task does not tell Sigma_0 from a flat μ; fix sigma_q")
+            raise np.linalg.LinAlgError(
+                "one task does not tell Sigma_0 from a flat μ; give two tasks with rows or more, or fix sigma_q"
+            )
         end = _finish(problem, *search(problem, prior, max_iter, tolerance))
     except np.linalg.LinAlgError as error:
         end = HyperparameterFit(_vague(problem, prior, prior.mu_q), -math.inf, (), "not_identified", str(error))
@@ -170,6 +175,8 @@ def _units(logs: tuple[TaskStatistics, ...], structure: Structure) -> _Units:
 def _with_data(stats: TaskStatistics | Sequence[TaskStatistics]) -> tuple[TaskStatistics, ...]:
     """The hierarchies without tasks that hold no row: they say nothing and slow EM down."""
     logs = (stats,) if isinstance(stats, TaskStatistics) else tuple(stats)
+    for log in logs:
+        as_instance(log, TaskStatistics, "stats", _HOW)
     if not logs:
         raise ValueError("no statistics given; pass TaskStatistics or a sequence of them")
     if len({log.d for log in logs}) != 1:
@@ -203,9 +210,25 @@ def _start(
         start = replace(start, sigma=sigma)
     if isinstance(sigma_q, str):
         return start if sigma_q == "learn" else replace(start, mu_q=mean, Sigma_q=np.zeros((d, d)))
-    cov = np.asarray(sigma_q, dtype=np.float64)
-    cov = cov**2 * np.eye(d) if cov.ndim == 0 else as_covariance(cov, d, "sigma_q")
-    return replace(start, mu_q=mean, Sigma_q=cov)
+    return replace(start, mu_q=mean, Sigma_q=covariance_of(sigma_q, d))
+
+
+def covariance_of(sigma_q: float | npt.ArrayLike, d: int) -> Float[np.ndarray, "{d} {d}"]:
+    """Σ_q from a standard deviation or a covariance.
+
+    Args:
+        sigma_q: A standard deviation, or shape [d, d].
+        d: Number of features.
+
+    Returns:
+        The covariance [d, d].
+
+    Raises:
+        ValueError: If the standard deviation is negative or not finite, or the matrix not a covariance.
+    """
+    if np.ndim(sigma_q) == 0:
+        return as_spread(sigma_q, "sigma_q") ** 2 * np.eye(d)
+    return as_covariance(sigma_q, d, "sigma_q")
 
 
 def _guess(logs: tuple[TaskStatistics, ...], structure: Structure) -> GaussianHierarchy:

@@ -111,7 +111,9 @@ def load(path: str | os.PathLike[str], expected: type[Any] | None = None) -> Any
     header, arrays = _read(Path(path))
     try:
         estimator = _rebuild(header, arrays)
-    except (IndexError, KeyError, TypeError, ValueError) as error:
+    except KeyError as error:
+        raise FormatError(f"{path} is damaged: it lacks {error}") from error
+    except (IndexError, TypeError, ValueError) as error:
         raise FormatError(f"{path} is damaged: {error}") from error
     if expected is not None and not isinstance(estimator, expected):
         raise FormatError(f"{path} holds a {type(estimator).__name__}, not a {expected.__name__}")
@@ -120,11 +122,19 @@ def load(path: str | os.PathLike[str], expected: type[Any] | None = None) -> Any
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     content = io.BytesIO(path.read_bytes())  # from memory: a damaged archive leaves no file open
+    if not zipfile.is_zipfile(content):  # numpy would try other formats and speak of pickles
+        raise FormatError(f"{path} is not a file that hieropo saved, or it is damaged: it is no .npz archive")
+    content.seek(0)
     try:
         with np.load(content, allow_pickle=False) as file:
+            names = ", ".join(file.files[:5])
+            if "header" not in file.files:
+                raise FormatError(f"{path} is not a file that hieropo saved: it lacks 'header' and holds {names}")
             arrays = {name: file[name] for name in file.files}
         header = json.loads(bytes(arrays.pop("header")))
         known = header["format"] == FORMAT
+    except FormatError:
+        raise
     except _UNREADABLE as error:
         raise FormatError(f"{path} is not a file that hieropo saved, or it is damaged ({error})") from error
     if not known:
@@ -164,6 +174,8 @@ def _describe(estimator: Saved) -> tuple[Header, Arrays]:
 
 def _rebuild(header: Header, arrays: Arrays) -> Saved:
     name = header["class"]
+    if name not in _NAMES:
+        raise ValueError(f"unknown class {name!r}")
     if name == LogisticHierOPO.__name__:
         codes = arrays["codes"]
         if codes.min(initial=0) < 0:
@@ -176,19 +188,19 @@ def _rebuild(header: Header, arrays: Arrays) -> Saved:
     match name:
         case NoiseHierOPO.__name__:
             hierarchy = GaussianHierarchy(*(arrays[key] for key in _PRIOR), sigma=1.0)
-            learner = NoiseHierOPO(NoisePrior(hierarchy, header["shape"], header["scale"]), alpha, kind=kind)
+            learner = NoiseHierOPO(NoisePrior(hierarchy, header["shape"], header["scale"]), alpha)
         case MixtureOPO.__name__:
             mixture = MixtureHierarchy(*(arrays[key] for key in _MIXTURE), sigma=header["sigma"])
-            learner = MixtureOPO(mixture, alpha, kind=kind, start=arrays.get("start"))
+            learner = MixtureOPO(mixture, alpha, start=arrays.get("start"))
         case TreeOPO.__name__:
-            learner = TreeOPO(_tree_prior(header, arrays), alpha, kind=kind)
+            learner = TreeOPO(_tree_prior(header, arrays), alpha)
         case _:
             prior = GaussianHierarchy(*(arrays[key] for key in _PRIOR), sigma=header["sigma"])
-            learner = _GAUSSIAN[name].restore(prior, TaskStatistics.empty(prior.d), alpha, None, kind)
+            learner = _GAUSSIAN[name].restore(prior, TaskStatistics.empty(prior.d), alpha, None, "simultaneous")
     stats = TaskStatistics(*(arrays[key] for key in _STATISTICS))
     if np.abs(stats.gram - np.swapaxes(stats.gram, 1, 2)).max(initial=0.0) > _ASYMMETRY * stats.gram.max(initial=0.0):
         raise ValueError("gram is not symmetric")
-    return learner.derived_from(delta).fit_statistics(stats)
+    return learner.derived_from(delta, kind).fit_statistics(stats)
 
 
 def _tree_prior(header: Header, arrays: Arrays) -> TreePrior:

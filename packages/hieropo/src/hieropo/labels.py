@@ -45,6 +45,24 @@ def as_labels(labels: npt.ArrayLike, name: str = "task_ids") -> np.ndarray:
     return array.astype(np.int64, copy=False)
 
 
+def as_label(label: object, name: str = "task") -> np.ndarray:
+    """One task label as an array of one.
+
+    Args:
+        label: An integer or a string.
+        name: The argument's name, for the message.
+
+    Returns:
+        An array of dtype int64 or ``<U…`` and shape [1].
+
+    Raises:
+        TypeError: If it is several labels, or neither an integer nor a string.
+    """
+    if np.ndim(label) != 0:  # pyrefly: ignore[bad-argument-type]
+        raise TypeError(f"{name} is a {type(label).__name__} of labels; give one label, and call once for each task")
+    return as_labels(np.array([label[()] if isinstance(label, np.ndarray) else label], dtype=object), name)
+
+
 def _from_objects(labels: list[object], name: str) -> np.ndarray:
     """Labels from Python objects; numpy alone would turn a mixture such as [1, 'a'] silently into strings."""
     if all(isinstance(label, str) for label in labels):

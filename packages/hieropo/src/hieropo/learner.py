@@ -2,6 +2,8 @@
 
 # ruff: noqa: PYI019 (typing.Self cannot be checked at run time function by function, as the tests do)
 
+from __future__ import annotations
+
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,13 +12,11 @@ from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy.typing as npt
 
-from hieropo.confidence import KINDS, Kind, alpha_from_delta, check_alpha
+from hieropo.confidence import KINDS, Kind, alpha_from_delta, chosen_width
 from hieropo.labels import Task
 from hieropo.policy import PessimisticPolicy
 from hieropo.posterior import GaussianPosterior
 from hieropo.statistics import TaskStatistics
-
-_PAPER_ALPHA = 0.1  # in all of the paper's experiments
 
 
 @runtime_checkable
@@ -69,17 +69,11 @@ class StatisticsLearner(PessimisticPolicy, Generic[P]):
         kind: What delta means, see `hieropo.confidence.alpha_from_delta`.
 
     Raises:
-        ValueError: If both alpha and delta are given, or one is out of range.
+        ValueError: If both alpha and delta are given, one is out of range, or a kind is given without delta.
     """
 
     def __init__(self, d: int, alpha: float | None, delta: float | None, kind: Kind | str) -> None:
-        if alpha is not None and delta is not None:
-            raise ValueError(f"alpha={alpha} and delta={delta} are both given; give one of them")
-        if kind not in KINDS:
-            raise ValueError(f"kind is {kind!r}; give one of {', '.join(KINDS)}")
-        if delta is not None:
-            alpha = alpha_from_delta(delta, d, kind)
-        self._alpha = check_alpha(_PAPER_ALPHA if alpha is None else alpha)
+        self._alpha = chosen_width(alpha, delta, kind, d)
         self._delta, self._kind = delta, kind
         self._knowledge = Knowledge(TaskStatistics.empty(d), self._infer)
 
@@ -218,21 +212,24 @@ class StatisticsLearner(PessimisticPolicy, Generic[P]):
         assert rows is not None
         return self._learn(self.statistics.subtract(TaskStatistics.from_rows(*rows)))
 
-    def derived_from(self: L, delta: float | None) -> L:
+    def derived_from(self: L, delta: float | None, kind: Kind | str = "simultaneous") -> L:
         """Take up the failure probability that the given width was derived from, for loading.
 
         Args:
             delta: In (0, 1), or None for a width given by hand.
+            kind: What delta means.
 
         Returns:
             The estimator.
 
         Raises:
-            ValueError: If δ is out of range.
+            ValueError: If δ is out of range, or the kind unknown.
         """
+        if kind not in KINDS:
+            raise ValueError(f"kind is {kind!r}; give one of {', '.join(KINDS)}")
         if delta is not None:
-            alpha_from_delta(delta, self.d, self.kind)  # refuses what could not have been given
-        self._delta = delta
+            alpha_from_delta(delta, self.d, kind)  # refuses what could not have been given
+        self._delta, self._kind = delta, kind
         return self
 
     def posterior(self, task: Task) -> GaussianPosterior:

@@ -22,12 +22,17 @@ def as_real(values: npt.ArrayLike, name: str) -> np.ndarray:
 
     Raises:
         TypeError: If they are not real numbers, or a masked array, whose mask would be lost.
+        ValueError: If they are nested lists of different lengths.
     """
     if isinstance(values, np.ma.MaskedArray):
         raise TypeError(f"{name} is a masked array, whose mask would be lost; select the valid entries first")
-    array = np.asarray(values)
+    try:
+        array = np.asarray(values)
+    except ValueError:  # numpy's own sentence does not say what to do
+        raise ValueError(f"{name} is ragged; pad to one shape (where it holds actions, mask the padding)") from None
     if array.dtype.kind not in "fiub" and array.size:
-        raise TypeError(f"{name} has dtype {array.dtype}; give real numbers")
+        hint = "; of a table of mixed columns, .to_numpy(float)" if array.dtype.kind == "O" else ""
+        raise TypeError(f"{name} has dtype {array.dtype}; give real numbers{hint}")
     return array.astype(np.float64, copy=False)
 
 
@@ -132,7 +137,7 @@ def _scales(cov: Float[np.ndarray, "d d"]) -> Float[np.ndarray, " d"]:
     if largest == 0.0:
         return np.ones(len(cov))
     scale = np.maximum(np.sqrt(variance), np.abs(cov).max(axis=1) / np.sqrt(largest))
-    return np.where(scale > 0, scale, 1.0)
+    return np.where(scale > max(1e-150, _TINY * np.sqrt(largest)), scale, 1.0)  # products of two must not vanish
 
 
 def sum_products(a: Float[np.ndarray, "m d k"], b: Float[np.ndarray, "m d k"]) -> Float[np.ndarray, "d d"]:

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Float, Integer
 
-from hieropo.labels import as_labels, positions, same_kind, unknown_message
+from hieropo.checks import as_spread
+from hieropo.labels import as_label, as_labels, positions, same_kind, unknown_message
 from hieropo.linalg import as_covariance, as_real
 from hieropo.prior import GaussianHierarchy
 from hieropo.statistics import TaskStatistics
@@ -54,7 +55,12 @@ class LogisticHierarchy:
 
     @classmethod
     def isotropic(cls, d: int, *, sigma_q: float, sigma_0: float, mu_q: float = 0.0) -> LogisticHierarchy:
-        """A prior with covariances `sigma_q² I` and `sigma_0² I`."""
+        """A prior with covariances `sigma_q² I` and `sigma_0² I`.
+
+        Raises:
+            ValueError: A standard deviation that is negative or not finite.
+        """
+        sigma_q, sigma_0 = as_spread(sigma_q, "sigma_q"), as_spread(sigma_0, "sigma_0")
         return cls(np.full(d, float(mu_q)), sigma_q**2 * np.eye(d), sigma_0**2 * np.eye(d))
 
     @property
@@ -165,7 +171,7 @@ class LogisticRows:
         Raises:
             KeyError: The task is unknown.
         """
-        position = positions(self.tasks, as_labels([task], "task"))[0]
+        position = positions(self.tasks, as_label(task))[0]
         if position < 0:
             raise KeyError(unknown_message(self.tasks, task))
         keep = self.codes != position

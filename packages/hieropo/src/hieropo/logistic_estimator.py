@@ -11,8 +11,8 @@ import numpy.typing as npt
 from jaxtyping import Float
 from scipy.special import expit
 
-from hieropo.confidence import KINDS, Kind, alpha_from_delta, check_alpha
-from hieropo.labels import Task, as_labels, positions, same_kind, unknown_message
+from hieropo.confidence import Kind, chosen_width
+from hieropo.labels import Task, TaskIds, as_label, positions, same_kind, unknown_message
 from hieropo.logistic import LogisticHierarchy, LogisticRows
 from hieropo.logistic_laplace import LaplacePosterior, laplace_posterior, mean_probability
 from hieropo.policy import ActionScores, PessimisticPolicy
@@ -20,8 +20,6 @@ from hieropo.posterior import GaussianPosterior
 from hieropo.scoring import score_by_position
 
 __all__ = ["LogisticHierOPO"]
-
-_PAPER_ALPHA = 0.1  # in all of the paper's experiments
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,13 +74,7 @@ class LogisticHierOPO(PessimisticPolicy):
     ) -> None:
         if not isinstance(prior, LogisticHierarchy):
             raise TypeError(f"prior is a {type(prior).__name__}; give a LogisticHierarchy")
-        if alpha is not None and delta is not None:
-            raise ValueError(f"alpha={alpha} and delta={delta} are both given; give one of them")
-        if kind not in KINDS:
-            raise ValueError(f"kind is {kind!r}; give one of {', '.join(KINDS)}")
-        if delta is not None:
-            alpha = alpha_from_delta(delta, prior.d, kind)
-        self._alpha = check_alpha(_PAPER_ALPHA if alpha is None else alpha)
+        self._alpha = chosen_width(alpha, delta, kind, prior.d)
         self._knowledge = _Knowledge(LogisticRows.empty(prior.d), prior)
 
     @property
@@ -200,7 +192,7 @@ class LogisticHierOPO(PessimisticPolicy):
             KeyError: If the task is unknown (near matches are named); see `new_task_posterior`.
         """
         knowledge = self._knowledge
-        index = int(positions(knowledge.rows.tasks, as_labels([task], "task"))[0])
+        index = int(positions(knowledge.rows.tasks, as_label(task))[0])
         if index < 0:
             raise KeyError(unknown_message(knowledge.rows.tasks, task))
         return knowledge.posterior.gaussian.marginal(index)
@@ -213,44 +205,56 @@ class LogisticHierOPO(PessimisticPolicy):
         """
         return self.joint.gaussian.new_task()
 
-    def lower_probability(self, action_features: npt.ArrayLike, task_ids: npt.ArrayLike) -> Float[np.ndarray, "B K"]:
+    def lower_probability(
+        self, action_features: npt.ArrayLike, task_ids: TaskIds, mask: npt.ArrayLike | None = None
+    ) -> Float[np.ndarray, "B K"]:
         """Lower bounds of P(Y = 1), the logistic function of `lower_bound`.
 
         Args:
             action_features: φ(x, a), shape `[B, K, d]` or `[K, d]`.
             task_ids: One label a row, shape `[B]`; or one label for all.
+            mask: True where an action is available, shape `[B, K]` or `[K]`; the others give NaN.
 
         Returns:
             Probabilities, shape `[B, K]`.
         """
-        return expit(self.lower_bound(action_features, task_ids))
+        return expit(self.lower_bound(action_features, task_ids, mask))
 
-    def upper_probability(self, action_features: npt.ArrayLike, task_ids: npt.ArrayLike) -> Float[np.ndarray, "B K"]:
+    def upper_probability(
+        self, action_features: npt.ArrayLike, task_ids: TaskIds, mask: npt.ArrayLike | None = None
+    ) -> Float[np.ndarray, "B K"]:
         """Upper bounds of P(Y = 1), the logistic function of `upper_bound`.
 
         Args:
             action_features: φ(x, a), shape `[B, K, d]` or `[K, d]`.
             task_ids: One label a row, shape `[B]`; or one label for all.
+            mask: True where an action is available, shape `[B, K]` or `[K]`; the others give NaN.
 
         Returns:
             Probabilities, shape `[B, K]`.
         """
-        return expit(self.upper_bound(action_features, task_ids))
+        return expit(self.upper_bound(action_features, task_ids, mask))
 
     def mean_reward(
-        self, action_features: npt.ArrayLike, task_ids: npt.ArrayLike, *, method: str = "quadrature"
+        self,
+        action_features: npt.ArrayLike,
+        task_ids: TaskIds,
+        mask: npt.ArrayLike | None = None,
+        *,
+        method: str = "quadrature",
     ) -> Float[np.ndarray, "B K"]:
         """Posterior mean of P(Y = 1), the uncertainty of φᵀθ integrated out.
 
         Args:
             action_features: φ(x, a), shape `[B, K, d]` or `[K, d]`.
             task_ids: One label a row, shape `[B]`; or one label for all.
+            mask: True where an action is available, shape `[B, K]` or `[K]`; the others give NaN.
             method: "quadrature" or "probit", see `mean_probability`.
 
         Returns:
             Probabilities, shape `[B, K]`.
         """
-        scores = self.uncertainty(action_features, task_ids)
+        scores = self.uncertainty(action_features, task_ids, mask)
         return mean_probability(scores.mean, scores.var, method=method)
 
     def log_marginal_likelihood(self) -> float:

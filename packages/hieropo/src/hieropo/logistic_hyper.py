@@ -9,6 +9,7 @@ from jaxtyping import Float
 from scipy.special import expit
 
 from hieropo.ascent import HyperparameterFit
+from hieropo.checks import as_instance
 from hieropo.linalg import symmetric
 from hieropo.logistic import LogisticHierarchy, LogisticRows
 from hieropo.logistic_laplace import LaplacePosterior, arrow_solve, laplace_posterior, per_task
@@ -72,6 +73,8 @@ def fit_logistic_hyperparameters(
     Raises:
         ValueError: No rows, an unknown structure, a singular Σ_0, or features of another dimension.
     """
+    as_instance(rows, LogisticRows, "rows", "build it by LogisticRows.from_rows(features, rewards, task_ids)")
+    as_instance(prior, LogisticHierarchy, "prior", "give first the rows, then the prior to start from")
     if rows.n == 0:
         raise ValueError("the log holds no rows; there is nothing to fit Sigma_0 to")
     if structure not in STRUCTURES:

@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from scipy.special import logsumexp
 
 from hieropo.ascent import climb
+from hieropo.checks import as_generator
 from hieropo.linalg import as_covariance, as_noise, psd_factor, symmetric
 from hieropo.messages import Message, absorb, transposed
 from hieropo.posterior import GaussianPosterior
@@ -143,6 +144,7 @@ class MixtureHierarchy:
         Returns:
             z `[tasks]`, μ `[k, d]` and θ `[tasks, d]`.
         """
+        rng = as_generator(rng)
         z = rng.choice(self.k, size=tasks, p=self.weights)
         roots_q, roots_0 = (np.array([psd_factor(cov) for cov in covs]) for covs in (self.Sigma_q, self.Sigma_0))
         centres = self.mu_q + (roots_q @ rng.standard_normal((self.k, self.d, 1)))[..., 0]

@@ -11,8 +11,9 @@ import numpy.typing as npt
 from jaxtyping import Float
 
 from hieropo.ascent import Ascent, climb
-from hieropo.hyper import fit_hyperparameters
-from hieropo.linalg import as_covariance, symmetric
+from hieropo.checks import as_generator, as_instance, as_size
+from hieropo.hyper import covariance_of, fit_hyperparameters
+from hieropo.linalg import symmetric
 from hieropo.messages import Message, transposed
 from hieropo.mixture import (
     Centres,
@@ -175,6 +176,8 @@ def fit_mixture(
         >>> fit.status, fit.centres.round(1).ravel().tolist()
         ('converged', [-2.0, 2.1])
     """
+    as_instance(stats, TaskStatistics, "stats", "build it by TaskStatistics.from_rows(features, rewards, task_ids)")
+    rng, k = as_generator(rng), as_size(k, "k")
     if stats.n == 0:
         raise ValueError("no task has a row; there is nothing to fit")
     stats = stats.select(stats.tasks[stats.count > 0])  # the others say nothing
@@ -193,8 +196,7 @@ def fit_mixture(
     problem = _Problem(stats, sigma_q is not None, structure, sigma is None, least)
     hyper = np.zeros((stats.d, stats.d))
     if sigma_q is not None:
-        cov = np.asarray(sigma_q, dtype=float)
-        hyper = cov**2 * np.eye(stats.d) if cov.ndim == 0 else as_covariance(cov, stats.d, "sigma_q")
+        hyper = covariance_of(sigma_q, stats.d)
     mean = np.broadcast_to(np.asarray(mu_q, dtype=float), (stats.d,))
     spread = _at_least(single.Sigma_0, least)
     means, hypers, spreads = (np.array([a] * k) for a in (mean, hyper, spread))

@@ -7,6 +7,7 @@ from typing import final
 import numpy as np
 from jaxtyping import Float
 
+from hieropo.checks import as_number
 from hieropo.confidence import Kind, check_alpha
 from hieropo.learner import StatisticsLearner
 from hieropo.policy import ActionScores
@@ -50,7 +51,7 @@ class NoiseHierOPO(StatisticsLearner[NoisePosterior]):
         if not isinstance(prior, NoisePrior):
             raise TypeError(f"prior is a {type(prior).__name__}; give a NoisePrior")
         if delta is not None:
-            student_alpha(delta, kind=kind, d=prior.d, degrees_of_freedom=2.0 * prior.shape)
+            student_alpha(as_number(delta, "delta"), kind=kind, d=prior.d, degrees_of_freedom=2.0 * prior.shape)
         self._prior = prior
         super().__init__(prior.d, alpha, delta, kind)
 

@@ -17,6 +17,7 @@ from jaxtyping import Float
 
 from common_core.stats import Estimate
 from hieropo.intervals import Interval, mean_interval, ratio_interval, standard_error
+from hieropo.linalg import as_real
 
 
 @final
@@ -65,7 +66,7 @@ class LoggedFeedback:
         propensities: Probabilities with which the logging policy took them, shape [n], in (0, 1].
 
     Raises:
-        ValueError: If shapes disagree, a number is not finite, or a propensity is outside (0, 1].
+        ValueError: If shapes disagree, a number is not finite, an action negative, or a propensity outside (0, 1].
         TypeError: If actions are not integers.
     """
 
@@ -77,8 +78,7 @@ class LoggedFeedback:
         actions = np.asarray(self.actions)
         if actions.dtype.kind not in "iu":
             raise TypeError(f"actions has dtype {actions.dtype}; give integers")
-        rewards = np.asarray(self.rewards, dtype=np.float64)
-        propensities = np.asarray(self.propensities, dtype=np.float64)
+        rewards, propensities = as_real(self.rewards, "rewards"), as_real(self.propensities, "propensities")
         if (
             actions.ndim != 1
             or actions.size == 0
@@ -87,6 +87,9 @@ class LoggedFeedback:
         ):
             shapes = f"{actions.shape}, {rewards.shape} and {propensities.shape}"
             raise ValueError(f"actions, rewards and propensities have shapes {shapes}; give [n] each, n >= 1")
+        if actions.min() < 0:
+            row = int(np.argmax(actions < 0))
+            raise ValueError(f"actions[{row}] is {actions[row]}; give positions in 0..K-1, and drop rows without one")
         if not np.isfinite(rewards).all():
             raise ValueError(f"rewards[{int(np.flatnonzero(~np.isfinite(rewards))[0])}] is not finite")
         bad = np.flatnonzero(~((propensities > 0) & (propensities <= 1)))
@@ -325,13 +328,15 @@ def _policy_for(feedback: LoggedFeedback, action_dist: npt.ArrayLike) -> Float[n
     policy = _distribution(action_dist)
     if len(policy) != feedback.n:
         raise ValueError(f"action_dist has {len(policy)} rows, the log {feedback.n}")
-    if feedback.actions.min() < 0 or feedback.actions.max() >= policy.shape[1]:
+    if feedback.actions.max() >= policy.shape[1]:
         raise ValueError(f"a logged action is outside 0..{policy.shape[1] - 1}, the columns of action_dist")
     return policy
 
 
 def _model(predicted_rewards: npt.ArrayLike, shape: tuple[int, ...]) -> Float[np.ndarray, "n K"]:
-    model = np.asarray(predicted_rewards, dtype=np.float64)
+    if hasattr(predicted_rewards, "task_var"):  # ActionScores, which this module does not know
+        raise TypeError("predicted_rewards holds means and variances; give its means, .mean")
+    model = as_real(predicted_rewards, "predicted_rewards")
     if model.shape != shape:
         raise ValueError(f"predicted_rewards has shape {model.shape}; action_dist has {shape}, they must agree")
     if not np.isfinite(model).all():

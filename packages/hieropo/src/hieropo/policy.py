@@ -1,5 +1,7 @@
 """The pessimistic policy on top of any posterior: π(x) = argmax_a φᵀθ̂ − α √(φᵀΣ̂φ)."""
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import final
@@ -8,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Bool, Float, Integer
 
+from hieropo.checks import as_size
 from hieropo.labels import TaskIds, as_labels
 from hieropo.linalg import as_real
 
@@ -61,12 +64,15 @@ class PessimisticPolicy(ABC):
     def _score(self, features: Float[np.ndarray, "B K d"], labels: np.ndarray) -> ActionScores:
         """Means and variances of φᵀθ for checked features and labels [B], from one state of the estimator."""
 
-    def uncertainty(self, action_features: npt.ArrayLike, task_ids: TaskIds) -> ActionScores:
+    def uncertainty(
+        self, action_features: npt.ArrayLike, task_ids: TaskIds, mask: npt.ArrayLike | None = None
+    ) -> ActionScores:
         """Mean reward of every action and its variance, split in the task's part and the hyper-prior's part.
 
         Args:
             action_features: φ(x, a), shape [B, K, d]; or [K, d], the same actions for every row.
             task_ids: One label a row, shape [B]; or one label for all.
+            mask: True where an action is available, shape [B, K] or [K]; the others may hold anything, and give NaN.
 
         Returns:
             The scores, each of shape [B, K].
@@ -74,33 +80,43 @@ class PessimisticPolicy(ABC):
         Raises:
             ValueError: If a shape is wrong or a feature is not finite.
         """
-        features, labels, _ = self._arguments(action_features, task_ids, None)
-        return self._score(features, labels)
+        features, labels, available = self._arguments(action_features, task_ids, mask)
+        scores = self._score(features, labels)
+        if mask is None:
+            return scores
+        parts = (scores.mean, scores.task_var, scores.hyper_var)
+        return ActionScores(*(np.where(available, part, np.nan) for part in parts))
 
-    def lower_bound(self, action_features: npt.ArrayLike, task_ids: TaskIds) -> Float[np.ndarray, "B K"]:
+    def lower_bound(
+        self, action_features: npt.ArrayLike, task_ids: TaskIds, mask: npt.ArrayLike | None = None
+    ) -> Float[np.ndarray, "B K"]:
         """L(x, a) = φᵀθ̂ − α √(φᵀΣ̂φ).
 
         Args:
             action_features: φ(x, a), shape [B, K, d] or [K, d].
             task_ids: One label a row, shape [B]; or one label for all.
+            mask: True where an action is available, shape [B, K] or [K]; the others may hold anything, and give NaN.
 
         Returns:
             Lower bounds, shape [B, K], in units of the reward.
         """
-        scores = self.uncertainty(action_features, task_ids)
+        scores = self.uncertainty(action_features, task_ids, mask)
         return scores.mean - self.alpha * scores.std
 
-    def upper_bound(self, action_features: npt.ArrayLike, task_ids: TaskIds) -> Float[np.ndarray, "B K"]:
+    def upper_bound(
+        self, action_features: npt.ArrayLike, task_ids: TaskIds, mask: npt.ArrayLike | None = None
+    ) -> Float[np.ndarray, "B K"]:
         """U(x, a) = φᵀθ̂ + α √(φᵀΣ̂φ).
 
         Args:
             action_features: φ(x, a), shape [B, K, d] or [K, d].
             task_ids: One label a row, shape [B]; or one label for all.
+            mask: True where an action is available, shape [B, K] or [K]; the others may hold anything, and give NaN.
 
         Returns:
             Upper bounds, shape [B, K], in units of the reward.
         """
-        scores = self.uncertainty(action_features, task_ids)
+        scores = self.uncertainty(action_features, task_ids, mask)
         return scores.mean + self.alpha * scores.std
 
     def predict(
@@ -145,9 +161,11 @@ class PessimisticPolicy(ABC):
             ValueError: If a shape is wrong or a row has fewer available actions than `length`.
         """
         features, labels, available = self._arguments(action_features, task_ids, mask)
-        fewest = int(available.sum(axis=1).min(initial=available.shape[1]))
-        if not 1 <= length <= fewest:
-            raise ValueError(f"{length} actions wanted, but a row has {fewest} available; mask fewer or ask for less")
+        length, number = as_size(length, "length"), available.sum(axis=1)
+        if number.min(initial=available.shape[1]) < length:
+            row = int(np.argmax(number < length))
+            what = "no available action" if number[row] == 0 else f"{number[row]} available actions"
+            raise ValueError(f"row {row} has {what}, {length} wanted; mask fewer, drop such rows or ask for less")
         scores = self._score(features, labels)
         return ranked(scores.mean, self.alpha * scores.std, length, available)
 
@@ -178,7 +196,13 @@ class PessimisticPolicy(ABC):
         self, action_features: npt.ArrayLike, task_ids: TaskIds, mask: npt.ArrayLike | None
     ) -> tuple[np.ndarray, np.ndarray, Bool[np.ndarray, "B K"]]:
         """Checked features [B, K, d] (zero where masked), labels [B] and mask [B, K]."""
-        features = as_real(action_features, "action_features")
+        try:
+            features = as_real(action_features, "action_features")
+        except ValueError:
+            raise ValueError(
+                "the rows of action_features have different numbers of actions or features; pad to one number of "
+                "actions and pass mask"
+            ) from None
         if features.ndim not in (2, 3) or features.shape[-1] != self.d or features.shape[-2] == 0:
             raise ValueError(
                 f"action_features has shape {features.shape}; give [B, K, {self.d}] or [K, {self.d}], K >= 1"

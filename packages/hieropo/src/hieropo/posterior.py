@@ -25,6 +25,8 @@ from hieropo.statistics import TaskStatistics
 
 _SINGULAR = 1e-12  # smallest eigenvalue of W, scaled to a unit diagonal, that is told from rounding
 _EXTREME = 1e10  # tr(Σ_0 G) above which it may leave nothing
+_INVOLVED = 1e-6  # share of a feature in the directions without data from which on it is named
+_NAMED = 8  # features named in a message
 _WEIGHED = 1e-7  # the share of Σ̄ that rounding of W may decide
 
 
@@ -308,7 +310,21 @@ def _refuse_lopsided(stats: TaskStatistics, prior: GaussianHierarchy, which: np.
 
 def _refuse_singular(information: np.ndarray) -> None:
     """A flat prior needs data in every direction; rounding alone would let a singular W pass the factorisation."""
-    if not smallest_scaled(information) >= _SINGULAR:
-        raise np.linalg.LinAlgError(
-            "the data do not determine a flat μ (too few rows in too few directions); fix sigma_q instead"
-        )
+    if smallest_scaled(information) >= _SINGULAR:
+        return
+    used = np.diagonal(information) > 0
+    scale = np.sqrt(np.diagonal(information)[used])
+    values, vectors = np.linalg.eigh(information[np.ix_(used, used)] / np.outer(scale, scale))
+    share = np.sum(vectors[:, ~(values >= _SINGULAR)] ** 2, axis=1)  # of each feature, in what is not determined
+    found = {"zero in every row": np.flatnonzero(~used), "collinear": np.flatnonzero(used)[share > _INVOLVED]}
+    which = " and ".join(f"{_listed(columns)} {what}" for what, columns in found.items() if columns.size)
+    raise np.linalg.LinAlgError(
+        f"the data do not determine a flat μ: {which or 'the rows say too little'}; drop such features, or fix sigma_q, "
+        "e.g. sigma_q=1.0"
+    )
+
+
+def _listed(columns: np.ndarray) -> str:
+    """Some columns in words, e.g. "features 3, 7 are"; of many, the first."""
+    names = ", ".join(map(str, columns[:_NAMED].tolist())) + (", ..." if columns.size > _NAMED else "")
+    return f"feature {names} is" if columns.size == 1 else f"features {names} are"

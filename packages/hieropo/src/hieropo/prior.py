@@ -1,6 +1,5 @@
 """The two-level Gaussian prior: μ ~ N(μ_q, Σ_q), θ_s | μ ~ N(μ, Σ_0), rewards with noise σ."""
 
-import math
 from dataclasses import dataclass
 from typing import final
 
@@ -8,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Float
 
+from hieropo.checks import as_generator, as_spread
 from hieropo.linalg import as_covariance, as_noise, as_real, psd_factor
 
 
@@ -79,9 +79,7 @@ class GaussianHierarchy:
         """
         if d < 1:
             raise ValueError(f"d is {d}; at least one feature is needed")
-        for name, value in (("sigma_q", sigma_q), ("sigma_0", sigma_0)):
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} is {value}; a standard deviation must be >= 0 and finite")
+        sigma_q, sigma_0 = as_spread(sigma_q, "sigma_q"), as_spread(sigma_0, "sigma_0")
         eye = np.eye(d)
         return cls(np.broadcast_to(np.asarray(mu_q, float), (d,)), sigma_q**2 * eye, sigma_0**2 * eye, sigma)
 
@@ -129,5 +127,6 @@ class GaussianHierarchy:
         Returns:
             μ [d] and θ [tasks, d].
         """
+        rng = as_generator(rng)
         mu = self.mu_q + psd_factor(self.Sigma_q) @ rng.standard_normal(self.d)
         return mu, mu + rng.standard_normal((tasks, self.d)) @ psd_factor(self.Sigma_0).T

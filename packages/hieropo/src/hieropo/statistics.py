@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Integer
 
-from hieropo.labels import Task, as_labels, factorise, positions, same_kind, unknown_message
+from hieropo.labels import Task, as_label, as_labels, factorise, positions, same_kind, unknown_message
 from hieropo.linalg import as_real
 
 _CHUNK_ENTRIES = 1 << 18  # gathered features at a time (2 MiB): they stay in cache until they are multiplied
@@ -151,7 +151,7 @@ class TaskStatistics:
         Raises:
             KeyError: If the task is unknown; near matches are named.
         """
-        found = int(positions(self.tasks, as_labels([task], "task"))[0])
+        found = int(positions(self.tasks, as_label(task))[0])
         if found < 0:
             raise KeyError(unknown_message(self.tasks, task))
         return found

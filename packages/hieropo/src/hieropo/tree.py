@@ -16,6 +16,7 @@ from typing import final
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from hieropo.checks import as_generator, as_spread
 from hieropo.linalg import as_covariance, as_noise, as_real, psd_factor
 
 __all__ = ["Tree", "TreePrior"]
@@ -45,7 +46,11 @@ class Tree:
     _position: dict[Hashable, int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_position", {label: i for i, label in enumerate(self.labels)})
+        position = {label: i for i, label in enumerate(self.labels)}
+        for i, label in enumerate(self.labels):
+            if label and isinstance(label, tuple):
+                position.setdefault(_joined(label), i)
+        object.__setattr__(self, "_position", position)
 
     @classmethod
     def from_parents(cls, parents: Mapping[Hashable, Hashable]) -> Tree:
@@ -73,22 +78,24 @@ class Tree:
         """The tree in which task `t` hangs below the groups `paths[t]`, outermost first; an empty path is the root.
 
         A group is named by its whole path as a tuple, so equal names in different branches are different groups;
-        the root is `()`.
+        the root is `()`. Where a label must be a string, as in `TreeOPO.predict`, the names joined by "/" stand for it:
+        "north/a" is the group `("north", "a")`.
 
         Args:
             paths: For every task, the names of the groups around it.
 
         Raises:
-            ValueError: No task, or a task named like a group.
+            ValueError: No task, a task named like a group, or two groups that join to one name.
 
         Example:
-            >>> Tree.from_paths({"ann": ("north", "a"), "bob": ("south", "a"), "eve": ()}).leaves
-            ('eve', 'ann', 'bob')
+            >>> tree = Tree.from_paths({"ann": ("north", "a"), "bob": ("south", "a"), "eve": ()})
+            >>> tree.leaves, tree.labels[tree.position("south/a")]
+            (('eve', 'ann', 'bob'), ('south', 'a'))
         """
         if not paths:
             raise ValueError("the tree is empty; give at least one task with its path")
         children: dict[Hashable, list[Hashable]] = {}
-        seen: set[Hashable] = {()}
+        seen: set[tuple[Hashable, ...]] = {()}
         for task, path in paths.items():
             if isinstance(path, str):
                 raise TypeError(f"the path of task {task!r} is the string {path!r}; give a sequence of group names")
@@ -98,7 +105,11 @@ class Tree:
                     seen.add(full[:end])
                     children.setdefault(full[: end - 1], []).append(full[:end])
             children.setdefault(full, []).append(task)
-        clash = [task for task in paths if task in seen]
+        joined = {_joined(group): group for group in seen}
+        if len(joined) < len(seen):
+            twice = next(group for group in seen if joined[_joined(group)] != group)
+            raise ValueError(f"two groups join to the name {_joined(twice)!r}; rename one of them")
+        clash = [task for task in paths if task in seen or task in joined]
         if clash:
             raise ValueError(f"{clash[0]!r} names both a task and a group; rename the task")
         return cls._breadth_first((), children, len(seen) + len(paths))
@@ -146,11 +157,17 @@ class Tree:
         """Labels of the nodes without children."""
         return tuple(self.labels[i] for i in np.flatnonzero(self.is_leaf))
 
+    @cached_property
+    def leaf_kinds(self) -> frozenset[type]:
+        """`str`, `int` or another class, of the labels of the leaves."""
+        kinds = {type(label) for label in self.leaves}
+        return frozenset(next((base for base in (str, int) if issubclass(kind, base)), kind) for kind in kinds)
+
     def __contains__(self, label: object) -> bool:
         return label in self._position
 
     def position(self, label: Hashable) -> int:
-        """Position of a node.
+        """Position of a node; a group named by its path is found by the names joined by "/" too.
 
         Raises:
             KeyError: The tree has no such node; the message names near matches.
@@ -168,6 +185,10 @@ class Tree:
         while self.parent[chain[-1]] >= 0:
             chain.append(int(self.parent[chain[-1]]))
         return chain
+
+
+def _joined(path: tuple[Hashable, ...]) -> str:
+    return "/".join(map(str, path))
 
 
 @final
@@ -240,10 +261,15 @@ class TreePrior:
         sigma: float,
         mean: float = 0.0,
     ) -> TreePrior:
-        """A prior with covariances `sigma_root² I` at the root and `sigma_levels[k]² I` at depth k + 1."""
-        eye = np.eye(d)
-        covs = np.array([s**2 * eye for s in sigma_levels]).reshape(-1, d, d)
-        return cls(tree, np.full(d, float(mean)), sigma_root**2 * eye, covs, sigma)
+        """A prior with covariances `sigma_root² I` at the root and `sigma_levels[k]² I` at depth k + 1.
+
+        Raises:
+            ValueError: A standard deviation that is negative or not finite, or fewer levels than the tree has.
+        """
+        eye, root = np.eye(d), as_spread(sigma_root, "sigma_root")
+        levels = [as_spread(value, f"sigma_levels[{k}]") for k, value in enumerate(sigma_levels)]
+        covs = np.array([value**2 * eye for value in levels]).reshape(-1, d, d)
+        return cls(tree, np.full(d, float(mean)), root**2 * eye, covs, sigma)
 
     @property
     def d(self) -> int:
@@ -264,6 +290,7 @@ class TreePrior:
 
     def sample(self, rng: np.random.Generator) -> Float[np.ndarray, "nodes d"]:
         """Parameters of all nodes, drawn from the prior, in the tree's order."""
+        rng = as_generator(rng)
         theta = np.empty((len(self.tree), self.d))
         theta[0] = self.mean + psd_factor(self.root_cov) @ rng.standard_normal(self.d)
         for depth in range(1, self.tree.height + 1):

@@ -8,8 +8,9 @@ from typing import final
 import numpy as np
 from jaxtyping import Float
 
+from hieropo.checks import as_generator, as_size
 from hieropo.confidence import Kind
-from hieropo.labels import Task
+from hieropo.labels import Task, same_kind
 from hieropo.learner import StatisticsLearner
 from hieropo.policy import ActionScores
 from hieropo.posterior import GaussianPosterior
@@ -26,7 +27,8 @@ class TreeOPO(StatisticsLearner[TreePosterior]):
     """Hierarchical off-policy optimisation with tasks in groups in groups; HierOPO is the tree of depth one.
 
     Every leaf of the tree is a known task, with rows or without. In `predict` and the bounds, the label of a group
-    stands for a new task directly below that group, and a label that is not in the tree for a new task in new groups.
+    stands for a new task directly below that group (a group of `Tree.from_paths` by its names joined, "north/a"), and a
+    label that is not in the tree for a new task in new groups.
 
     Args:
         prior: The tree and its covariances.
@@ -121,9 +123,7 @@ class TreeOPO(StatisticsLearner[TreePosterior]):
         Raises:
             ValueError: If size < 1.
         """
-        if size < 1:
-            raise ValueError(f"size is {size}; draw at least once")
-        return self.joint.sample(rng, size)
+        return self.joint.sample(as_generator(rng), as_size(size, "size"))
 
     def log_marginal_likelihood(self) -> float:
         """Log p(Y) of all rewards under the prior, exact.
@@ -142,6 +142,11 @@ class TreeOPO(StatisticsLearner[TreePosterior]):
 
     def _score(self, features: Float[np.ndarray, "B K d"], labels: np.ndarray) -> ActionScores:
         posterior, tree = self._knowledge.posterior, self._prior.tree
+
+        kinds = tree.leaf_kinds
+        if labels.size and (str if labels.dtype.kind == "U" else int) not in kinds and kinds <= {str, int}:
+            strangers = labels[[label not in tree for label in labels.tolist()]]  # groups may be named otherwise
+            same_kind(np.empty(1, np.int64 if int in kinds else np.str_), strangers, "look up these tasks")
 
         def moments(label: Hashable) -> GaussianPosterior:
             if label not in tree:

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from hieropo.ascent import HyperparameterFit, climb
+from hieropo.checks import as_instance
 from hieropo.linalg import symmetric
 from hieropo.messages import transposed
 from hieropo.statistics import TaskStatistics
@@ -57,6 +58,9 @@ def fit_tree_hyperparameters(
     Reference:
         Dempster, Laird and Rubin (1977); the step for two levels is HierOPO's model with Σ_0 and σ unknown.
     """
+    how = "give first the statistics, then the prior to start from"
+    as_instance(stats, TaskStatistics, "stats", f"{how}; TaskStatistics.from_rows(features, rewards, task_ids)")
+    as_instance(prior, TreePrior, "prior", how)
     if stats.n == 0:
         raise ValueError("the statistics hold no rows; there is nothing to fit the covariances to")
     if structure not in STRUCTURES:
