@@ -223,3 +223,31 @@ def test_files_of_another_kind(tmp_path):
     np.savez(path, weights=np.zeros(3), bias=np.zeros(1))
     with pytest.raises(ho.FormatError, match="it lacks 'header' and holds weights, bias"):
         ho.load(path)
+
+
+def test_levels_that_the_rows_see_only_together():
+    rng = np.random.default_rng(0)
+    features, rewards = rng.standard_normal((60, 2)), rng.standard_normal(60)
+    alone = ho.TaskStatistics.from_rows(features, rewards, rng.choice(["ann"], 60))
+    fit = ho.fit_tree_hyperparameters(alone, ON_TREE)
+    assert fit.status == "not_identified"
+    assert "only the sum of the covariances of depth 1 and 2" in fit.message
+    for tasks in (["ann", "bob"], ["ann", "eve"]):  # two in a group; a task of depth one
+        stats = ho.TaskStatistics.from_rows(features, rewards, rng.choice(tasks, 60))
+        assert ho.fit_tree_hyperparameters(stats, ON_TREE).status != "not_identified"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_ordinary_problems_converge_as_they_are(seed):
+    rng = np.random.default_rng(seed)
+    theta, tasks = rng.standard_normal(3) + 0.5 * rng.standard_normal((10, 3)), rng.integers(0, 10, 300)
+    features = rng.standard_normal((300, 3))
+    rewards = np.sum(features * theta[tasks], axis=1) + 0.5 * rng.standard_normal(300)
+    stats = ho.TaskStatistics.from_rows(features, rewards, tasks)
+    tree = ho.Tree.from_parents({i: ("even", "odd")[i % 2] for i in range(10)} | {"even": "all", "odd": "all"})
+    prior = ho.TreePrior.isotropic(tree, 3, sigma_root=1.0, sigma_levels=[0.5, 0.5], sigma=0.5)
+    ho.fit_hyperparameters(stats).unwrap()
+    fit = ho.fit_tree_hyperparameters(stats, prior)
+    assert fit.unwrap() is fit.prior
+    best = ho.fit_tree_hyperparameters(stats, prior, tolerance=1e-12, max_iter=3000).log_evidence
+    assert fit.log_evidence > best - 0.02  # nats: far below what the rows can tell

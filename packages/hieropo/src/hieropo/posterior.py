@@ -319,7 +319,7 @@ def _refuse_singular(information: np.ndarray) -> None:
     found = {"zero in every row": np.flatnonzero(~used), "collinear": np.flatnonzero(used)[share > _INVOLVED]}
     which = " and ".join(f"{_listed(columns)} {what}" for what, columns in found.items() if columns.size)
     raise np.linalg.LinAlgError(
-        f"the data do not determine a flat μ: {which or 'the rows say too little'}; drop such features, or fix sigma_q, "
+        f"the data do not determine a flat μ: {which or 'the rows say too little'}; drop such features or fix sigma_q, "
         "e.g. sigma_q=1.0"
     )
 
