@@ -161,7 +161,8 @@ def test_memory_and_cpu_time_are_those_of_the_task(jobs):
     assert results["large"].wall_s > 0
 
 
-def test_at_most_jobs_processes_run_at_a_time(jobs):
+def most_at_a_time(tasks: list[Task], jobs: int) -> int:
+    """The largest number of tasks that ran together."""
     running, most = set(), 0
 
     def watch(event: Event) -> None:
@@ -169,20 +170,16 @@ def test_at_most_jobs_processes_run_at_a_time(jobs):
         running.add(event.key) if event.kind == "started" else running.discard(event.key)
         most = max(most, len(running))
 
-    run([Task(str(k), jobs.sleep, {"seconds": 0.2}) for k in range(5)], jobs=2, watch=watch)
-    assert most == 2
+    run(tasks, jobs=jobs, watch=watch)
+    return most
+
+
+def test_at_most_jobs_processes_run_at_a_time(jobs):
+    assert most_at_a_time([Task(str(k), jobs.sleep, {"seconds": 0.2}) for k in range(5)], jobs=2) == 2
 
 
 def test_tasks_on_a_device_run_one_at_a_time(jobs):
-    running, most = set(), 0
-
-    def watch(event: Event) -> None:
-        nonlocal most
-        running.add(event.key) if event.kind == "started" else running.discard(event.key)
-        most = max(most, len(running))
-
-    run([Task(str(k), jobs.sleep, {"seconds": 0.1}, num_gpus=1) for k in range(3)], jobs=3, watch=watch)
-    assert most == 1
+    assert most_at_a_time([Task(str(k), jobs.sleep, {"seconds": 0.1}, num_gpus=1) for k in range(3)], jobs=3) == 1
 
 
 def test_progress_reaches_the_watcher(jobs):
