@@ -251,3 +251,28 @@ def test_ordinary_problems_converge_as_they_are(seed):
     assert fit.unwrap() is fit.prior
     best = ho.fit_tree_hyperparameters(stats, prior, tolerance=1e-12, max_iter=3000).log_evidence
     assert fit.log_evidence > best - 0.02  # nats: far below what the rows can tell
+
+
+def test_representations_are_one_short_line():
+    posterior = fitted(ho.HierOPO, (PRIOR,))
+    feedback = ho.LoggedFeedback(np.zeros(500, int), np.ones(500), np.full(500, 0.5))
+    everything = [
+        *(arguments[0] for _, arguments in ESTIMATORS),
+        *(fitted(cls, arguments).joint for cls, arguments in ESTIMATORS),
+        *(STATS, TREE, feedback, LogisticRows.from_rows(EYE, [0, 1], ["a", "b"]), ho.fit_hyperparameters(STATS)),
+        *(posterior.posterior("ann"), posterior.hyper_posterior),
+    ]
+    for thing in everything:
+        text = repr(thing)
+        assert text.startswith(type(thing).__name__ + "(")
+        assert "\n" not in text
+        assert len(text) < 160
+        assert "array(" not in text
+    assert repr(STATS) == "TaskStatistics(d=2, tasks=2, rows=2)"
+    assert repr(TREE) == "Tree(nodes=5, tasks=3, height=2)"
+
+
+def test_labels_are_shown_as_python_shows_them():
+    with pytest.raises(KeyError, match=r"unknown task 'an'.*near: 'ann'"):
+        fitted(ho.HierOPO, (PRIOR,)).posterior(np.str_("an"))
+    assert repr(ho.Tree.flat(np.array(["ann", "bob"])).leaves) == "('ann', 'bob')"

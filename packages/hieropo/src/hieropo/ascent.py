@@ -10,6 +10,8 @@ from typing import Generic, Literal, TypeVar, final
 import numpy as np
 from jaxtyping import Float
 
+from hieropo.briefly import briefly
+
 __all__ = ["Ascent", "HyperparameterFit", "Status", "accelerated", "climb"]
 
 _ROUNDING = 1e-10  # relative; a step that loses more has met data whose noise is near its floor
@@ -38,6 +40,8 @@ class HyperparameterFit(Generic[Prior]):
     trace: tuple[float, ...]
     status: Status
     message: str
+
+    __repr__ = briefly("status", "log_evidence", "n_iter", "prior")
 
     @property
     def n_iter(self) -> int:

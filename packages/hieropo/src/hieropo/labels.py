@@ -176,6 +176,7 @@ def unknown_message(tasks: Labels, task: Task) -> str:
     Returns:
         One line for a KeyError or ValueError.
     """
+    task = task.item() if isinstance(task, np.generic) else task
     if tasks.size == 0:
         return f"unknown task {task!r}: no task has been seen yet; fit first"
     if tasks.dtype.kind == "U":

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Float, Integer
 
+from hieropo.briefly import briefly
 from hieropo.checks import as_spread
 from hieropo.labels import as_label, as_labels, positions, same_kind, unknown_message
 from hieropo.linalg import as_covariance, as_real
@@ -43,6 +44,8 @@ class LogisticHierarchy:
     mu_q: Float[np.ndarray, " d"]
     Sigma_q: Float[np.ndarray, "d d"]
     Sigma_0: Float[np.ndarray, "d d"]
+
+    __repr__ = briefly("d")
 
     def __post_init__(self) -> None:
         mean = np.array(as_real(self.mu_q, "mu_q"))
@@ -90,6 +93,8 @@ class LogisticRows:
     features: Float[np.ndarray, "n d"]
     rewards: Float[np.ndarray, " n"]
     codes: Integer[np.ndarray, " n"]
+
+    __repr__ = briefly("d", tasks="m", rows="n")
 
     @property
     def d(self) -> int:

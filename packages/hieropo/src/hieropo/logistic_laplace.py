@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import expit
 
+from hieropo.briefly import briefly
 from hieropo.logistic import LogisticHierarchy, LogisticRows
 from hieropo.posterior import HierarchicalPosterior, infer
 from hieropo.prior import GaussianHierarchy
@@ -46,6 +47,8 @@ class LaplacePosterior:
     log_evidence: float
     converged: bool
     message: str
+
+    __repr__ = briefly("log_evidence", "converged")
 
 
 def laplace_posterior(

@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from scipy.special import logsumexp
 
 from hieropo.ascent import climb
+from hieropo.briefly import briefly
 from hieropo.checks import as_generator
 from hieropo.linalg import as_covariance, as_noise, psd_factor, symmetric
 from hieropo.messages import Message, absorb, transposed
@@ -56,6 +57,8 @@ class MixtureHierarchy:
     Sigma_q: Float[np.ndarray, "k d d"]
     Sigma_0: Float[np.ndarray, "k d d"]
     sigma: float
+
+    __repr__ = briefly("k", "d", "sigma")
 
     def __post_init__(self) -> None:
         weights, mu_q = np.array(self.weights, dtype=float), np.array(self.mu_q, dtype=float)
@@ -191,6 +194,8 @@ class MixturePosterior:
     log_evidence: float
     exact: bool
     converged: bool
+
+    __repr__ = briefly("log_evidence")
 
     def marginal(self, index: int) -> GaussianPosterior:
         """Mean and covariance of θ_s, those of the mixture of k Gaussians it is.

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from jaxtyping import Float
 
 from hieropo.ascent import Ascent, climb
+from hieropo.briefly import briefly
 from hieropo.checks import as_generator, as_instance, as_size
 from hieropo.hyper import covariance_of, fit_hyperparameters
 from hieropo.linalg import symmetric
@@ -56,6 +57,8 @@ class MixtureFit:
     status: Literal["converged", "max_iter", "degenerate"]
     message: str
     restarts: tuple[float, ...]
+
+    __repr__ = briefly("status", "log_evidence", "prior")
 
     def unwrap(self) -> MixtureHierarchy:
         """The fitted prior, or an error.

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from jaxtyping import Float
 
 from common_core.stats import Estimate
+from hieropo.briefly import briefly
 from hieropo.intervals import Interval, mean_interval, ratio_interval, standard_error
 from hieropo.linalg import as_real
 
@@ -73,6 +74,8 @@ class LoggedFeedback:
     actions: np.ndarray
     rewards: np.ndarray
     propensities: np.ndarray
+
+    __repr__ = briefly("n")
 
     def __post_init__(self) -> None:
         actions = np.asarray(self.actions)

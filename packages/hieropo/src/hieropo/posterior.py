@@ -18,6 +18,7 @@ from typing import final
 import numpy as np
 from jaxtyping import Float, Int
 
+from hieropo.briefly import briefly
 from hieropo.linalg import blocks, inverse_if_regular, psd_factor, smallest_scaled, symmetric
 from hieropo.messages import TaskConditionals
 from hieropo.prior import GaussianHierarchy
@@ -47,6 +48,8 @@ class GaussianPosterior:
     task_cov: Float[np.ndarray, "d d"]
     hyper_cov: Float[np.ndarray, "d d"]
 
+    __repr__ = briefly("mean")
+
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -64,6 +67,8 @@ class HyperPosterior:
     cov: Float[np.ndarray, "d d"]
     factor: Float[np.ndarray, "d d"]
     log_det: float
+
+    __repr__ = briefly("mean")
 
 
 def condition(stats: TaskStatistics, prior: GaussianHierarchy) -> TaskConditionals:
@@ -155,6 +160,8 @@ class HierarchicalPosterior:
     hyper: HyperPosterior
     means: Float[np.ndarray, "m d"]
     flat: bool = False
+
+    __repr__ = briefly("prior", "hyper")
 
     def marginal(self, index: int) -> GaussianPosterior:
         """θ_s | D ~ N(θ̂_s, Σ̃_s + C_s Σ̄ C_sᵀ).

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Float
 
+from hieropo.briefly import briefly
 from hieropo.checks import as_generator, as_spread
 from hieropo.linalg import as_covariance, as_noise, as_real, psd_factor
 
@@ -40,6 +41,8 @@ class GaussianHierarchy:
     Sigma_q: np.ndarray
     Sigma_0: np.ndarray
     sigma: float
+
+    __repr__ = briefly("d", "sigma")
 
     def __post_init__(self) -> None:
         mu_q = np.array(as_real(self.mu_q, "mu_q"))

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Integer
 
+from hieropo.briefly import briefly
 from hieropo.labels import Task, as_label, as_labels, factorise, positions, same_kind, unknown_message
 from hieropo.linalg import as_real
 
@@ -41,6 +42,8 @@ class TaskStatistics:
     gram: np.ndarray
     moment: np.ndarray
     square: np.ndarray
+
+    __repr__ = briefly("d", tasks="m", rows="n")
 
     def __post_init__(self) -> None:
         tasks = as_labels(self.tasks, "tasks")

@@ -16,6 +16,7 @@ from typing import final
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from hieropo.briefly import briefly
 from hieropo.checks import as_generator, as_spread
 from hieropo.linalg import as_covariance, as_noise, as_real, psd_factor
 
@@ -44,6 +45,9 @@ class Tree:
     parent: Int[np.ndarray, " nodes"]
     depth: Int[np.ndarray, " nodes"]
     _position: dict[Hashable, int] = field(init=False, repr=False)
+
+    def __repr__(self) -> str:
+        return f"Tree(nodes={len(self)}, tasks={int(self.is_leaf.sum())}, height={self.height})"
 
     def __post_init__(self) -> None:
         position = {label: i for i, label in enumerate(self.labels)}
@@ -129,7 +133,7 @@ class Tree:
                 labels.append(child)
                 parent.append(position)
                 depth.append(depth[position] + 1)
-        return cls(tuple(labels), np.array(parent), np.array(depth))
+        return cls(tuple(map(_plain, labels)), np.array(parent), np.array(depth))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -187,6 +191,13 @@ class Tree:
         return chain
 
 
+def _plain(label: Hashable) -> Hashable:
+    """A label as Python's own string or integer, equal to NumPy's but shorter to read."""
+    if isinstance(label, tuple):
+        return tuple(map(_plain, label))
+    return label.item() if isinstance(label, np.generic) else label
+
+
 def _joined(path: tuple[Hashable, ...]) -> str:
     return "/".join(map(str, path))
 
@@ -224,6 +235,8 @@ class TreePrior:
     level_covs: Float[np.ndarray, "levels d d"]
     sigma: float
     node_covs: Mapping[Hashable, Float[np.ndarray, "d d"]] = field(default_factory=dict)
+
+    __repr__ = briefly("d", "sigma", "tree")
 
     def __post_init__(self) -> None:
         mean = np.array(as_real(self.mean, "mean"))

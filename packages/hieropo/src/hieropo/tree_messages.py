@@ -16,6 +16,7 @@ from typing import final
 import numpy as np
 from jaxtyping import Float, Int
 
+from hieropo.briefly import briefly
 from hieropo.evidence import refuse_lost_residual
 from hieropo.linalg import symmetric
 from hieropo.messages import Message, absorb, transposed
@@ -46,6 +47,8 @@ class TreePosterior:
     gain: Float[np.ndarray, "nodes d d"]
     own_cov: Float[np.ndarray, "nodes d d"]
     log_evidence: float
+
+    __repr__ = briefly("prior", "log_evidence")
 
     def marginal(self, index: int) -> GaussianPosterior:
         """Posterior of the node at a position; task_cov is what would remain if its parent were known.

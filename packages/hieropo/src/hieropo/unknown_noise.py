@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import betainccinv, betaincinv, gammaln, stdtrit
 
+from hieropo.briefly import briefly
 from hieropo.evidence import evidence_of, refuse_lost_residual
 from hieropo.posterior import GaussianPosterior, HierarchicalPosterior, infer
 from hieropo.prior import GaussianHierarchy
@@ -44,6 +45,8 @@ class NoisePrior:
     hierarchy: GaussianHierarchy
     shape: float
     scale: float
+
+    __repr__ = briefly("d", "shape", "scale")
 
     def __post_init__(self) -> None:
         for name, value in (("shape", self.shape), ("scale", self.scale)):
@@ -96,6 +99,8 @@ class NoisePosterior:
     shape: float
     scale: float
     log_evidence: float
+
+    __repr__ = briefly("noise_scale", "log_evidence")
 
     @property
     def degrees_of_freedom(self) -> float:
