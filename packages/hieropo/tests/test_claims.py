@@ -30,7 +30,7 @@ def test_claims_are_the_eight_of_the_package() -> None:
         assert claim.package == "hieropo"
         assert claim.scales == ("quick", "full")
         assert claim.differs
-        assert claim.requires["matplotlib"] == "hieropo[plot]"
+        assert claim.requires["matplotlib"] == "hieropo[claims]"
     assert BY_SLUG["helps-on-real-data"].requires["sklearn"] == "hieropo[claims]"
 
 

@@ -168,6 +168,6 @@ CLAIMS = (
             "The paper's synthetic problem at σ_q = 1. γ and κ of the theorems are computed from each log and its "
             "truth. Theorem and certificate judge the same policy, with the paper's α."
         ),
-        requires={"matplotlib": "hieropo[plot]"},
+        requires={"matplotlib": "hieropo[claims]"},
     ),
 )

@@ -143,6 +143,6 @@ CLAIMS = (
             "{attained_m100:.3f} after 100"
         ),
         differs="The paper's synthetic problem at σ_q = 1; 20 rows a logged task, greedy policies (α = 0).",
-        requires={"matplotlib": "hieropo[plot]"},
+        requires={"matplotlib": "hieropo[claims]"},
     ),
 )

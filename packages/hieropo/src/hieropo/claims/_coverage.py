@@ -145,6 +145,6 @@ CLAIMS = (
             "Our tight widths beside the paper's: the χ² quantile for all actions at once, the normal one for a single "
             "action. Truths drawn from the prior; 80 rows shared unevenly by 8 of 10 tasks."
         ),
-        requires={"matplotlib": "hieropo[plot]"},
+        requires={"matplotlib": "hieropo[claims]"},
     ),
 )

@@ -213,6 +213,6 @@ CLAIMS = (
             "each; rewards are 0 or 1, so the Gaussian noise is an approximation; the prior is learned from the log; "
             "peers from scikit-learn. 20 seeds; quick: 8, without the slowest peer."
         ),
-        requires={"sklearn": "hieropo[claims]", "matplotlib": "hieropo[plot]"},
+        requires={"sklearn": "hieropo[claims]", "matplotlib": "hieropo[claims]"},
     ),
 )

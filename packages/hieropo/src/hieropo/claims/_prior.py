@@ -121,6 +121,6 @@ CLAIMS = (
             "loss above the true prior's: {excess_m10:.1%} and {excess_m300:.1%}"
         ),
         differs="The paper's synthetic problem at σ_q = 1 with 50 rows a task; Σ_0 full, flat prior of μ.",
-        requires={"matplotlib": "hieropo[plot]"},
+        requires={"matplotlib": "hieropo[claims]"},
     ),
 )

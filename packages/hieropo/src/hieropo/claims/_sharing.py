@@ -186,7 +186,7 @@ def _high(estimate: Estimate) -> float:
     return float("inf") if estimate.high is None else estimate.high
 
 
-_PLOT = {"matplotlib": "hieropo[plot]"}
+_PLOT = {"matplotlib": "hieropo[claims]"}
 _SETTING = "The paper's synthetic problem (d = 4, K = 5, σ = σ_0 = 0.5, α = 0.1, uniform logging, 30 runs)"
 
 CLAIMS = (
