@@ -2,6 +2,7 @@ import importlib.metadata
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -129,8 +130,9 @@ def test_malformed_claims_are_refused(changes, message):
 
 
 def test_figures_must_be_svg():
-    with pytest.raises(ClaimError, match="not SVG"):
-        Outcome({"x": 1.0}, {"plot": "plot.png"}).estimates()
+    for text in ("plot.png", "<svg><script>alert(1)</script></svg>"):
+        with pytest.raises(ClaimError, match="not plain SVG"):
+            Outcome({"x": 1.0}, {"plot": text}).estimates()
 
 
 def test_two_claims_with_one_id_are_refused(toy):
@@ -227,6 +229,13 @@ def test_a_figure_outside_the_folder_is_refused(finished, tmp_path):
     (tmp_path / "results.json").write_text(json.dumps(data))
     with pytest.raises(RecordError, match="outside the folder"):
         Results.load(tmp_path)
+
+
+def test_a_figure_with_a_script_is_refused(finished, tmp_path):
+    shutil.copytree(finished[1], tmp_path / "copy")
+    next((tmp_path / "copy" / "figures").iterdir()).write_text("<svg><script>alert(1)</script></svg>")
+    with pytest.raises(RecordError, match="not plain SVG"):
+        Results.load(tmp_path / "copy")
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,11 @@ def at_most(name: str, value: float | Estimate, bound: float | Estimate) -> Chec
     return Check(name, float(value), "<=", float(bound))
 
 
+def is_figure(text: object) -> bool:
+    """Whether a text is SVG that may stand in a page: no scripts."""
+    return isinstance(text, str) and "<svg" in text and "<script" not in text.lower()
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What one run of a claim measured.
@@ -90,8 +95,8 @@ class Outcome:
         if lost:
             raise ClaimError(f"the claim returned NaN for {', '.join(lost)}, so there is nothing to judge")
         for title, svg in self.figures.items():
-            if not (isinstance(svg, str) and "<svg" in svg):
-                raise ClaimError(f"figure {title!r} is not SVG text; make it with common_core.plotting.svg")
+            if not is_figure(svg):
+                raise ClaimError(f"figure {title!r} is not plain SVG text; make it with common_core.plotting.svg")
         return estimates
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from common_core.claims._claim import Check, Claim
+from common_core.claims._claim import Check, Claim, is_figure
 from common_core.engine import TaskResult
 from common_core.records import RecordError, read_json, write_bytes_atomic, write_json_atomic
 from common_core.stats import Estimate
@@ -199,6 +199,8 @@ def _read_claim(data: Mapping[str, Any], folder: Path) -> ClaimResult:
         # results.json may have been copied alone (into a repository, say): its figures are then just absent
         if file.exists():
             figures[item["title"]] = file.read_text(encoding="utf-8")
+            if not is_figure(figures[item["title"]]):
+                raise ValueError(f"figure {item['file']!r} is not plain SVG")
     plain: dict[str, Any] = {name: data[name] for name in (*_WORDS, *_NUMBERS)}
     return ClaimResult(
         **plain,
