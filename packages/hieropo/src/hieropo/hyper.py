@@ -20,6 +20,10 @@ from hieropo.structure import STRUCTURES, Structure, log_scales, pack, project, 
 
 _VAGUE = 1e6  # variance of the vague hyper-prior in units of what the data say about the scale of μ and θ
 _SIGMA_FLOOR = 1e-6  # of the root mean square reward: without noise the likelihood has no maximum
+_FLOORED = (
+    f"the noise reached its floor, {_SIGMA_FLOOR:g} of the rewards' size: the rewards are fitted exactly, or lie far "
+    "from zero (then subtract a common value)"
+)
 _GRADIENTS = ("mu_q", "Sigma_q", "Sigma_0", "log_sigma")
 _HOW = "build it by TaskStatistics.from_rows(features, rewards, task_ids)"
 _ONE_TASK = "one task does not tell Sigma_0 from a flat μ; give at least two tasks with rows, or fix sigma_q"
@@ -122,6 +126,8 @@ def fit_hyperparameters(
             raise np.linalg.LinAlgError(
                 "one task does not tell Sigma_0 from a flat μ; give two tasks with rows or more, or fix sigma_q"
             )
+        if problem.learn_sigma and _drowned(logs):
+            raise np.linalg.LinAlgError(_FLOORED)
         end = _finish(problem, *search(problem, prior, max_iter, tolerance))
     except np.linalg.LinAlgError as error:
         end = HyperparameterFit(_vague(problem, prior, prior.mu_q), -math.inf, (), "not_identified", str(error))
@@ -244,6 +250,16 @@ def _guess(logs: tuple[TaskStatistics, ...], structure: Structure) -> GaussianHi
     return GaussianHierarchy(pooled, within, within, math.sqrt(variance / 2))
 
 
+def _drowned(logs: tuple[TaskStatistics, ...]) -> bool:
+    """Whether one parameter for all fits the rewards down to the floor of the noise: their sums then hold no noise."""
+    if sum(log.n for log in logs) <= logs[0].d:  # a few rows are always fitted
+        return False
+    square = sum(float(log.square.sum()) for log in logs)
+    gram, moment = (sum(getattr(log, name).sum(axis=0) for log in logs) for name in ("gram", "moment"))
+    residual = square - float(np.linalg.lstsq(gram, moment, rcond=1e-10)[0] @ moment)
+    return square > 0 and residual < _SIGMA_FLOOR**2 * square
+
+
 def _expect(problem: _Problem, prior: GaussianHierarchy) -> tuple[float, list[ExpectedMoments], np.ndarray]:
     """The E-step: log p(Y), the moments of each hierarchy, and the posterior means of its μ."""
     posteriors = [infer(log, prior, problem.flat) for log in problem.logs]
@@ -361,10 +377,7 @@ def _finish(
     status: Status = "converged" if converged else "max_iter"
     if problem.learn_sigma and prior.sigma <= problem.sigma_floor * (1 + 1e-9):
         status = "not_identified"
-        message = (
-            f"the noise reached its floor, {_SIGMA_FLOOR:g} of the rewards' size: the rewards are fitted exactly, or "
-            f"lie far from zero (then subtract a common value); {message}"
-        )
+        message = f"{_FLOORED}; {message}"
     return HyperparameterFit(_vague(problem, prior, means), value, trace, status, message)
 
 
