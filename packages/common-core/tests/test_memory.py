@@ -90,10 +90,10 @@ def test_without_proc_the_peak_comes_from_getrusage(monkeypatch):
     def unreadable(*_, **__):
         raise FileNotFoundError
 
-    before = memory._resident()[0]
+    before = memory.resident_bytes()[0]
     absent = types.SimpleNamespace(read_text=unreadable, write_text=unreadable)
     monkeypatch.setattr(memory, "Path", lambda _: absent)
-    now, peak = memory._resident()
+    now, peak = memory.resident_bytes()
     assert now == peak >= 0.9 * before  # one number for both: there is no current one to be had
 
 

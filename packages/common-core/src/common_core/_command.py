@@ -10,7 +10,7 @@ import json
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -34,7 +34,7 @@ class Answer:
 
     data: Mapping[str, Any]
     shown: RenderableType | Sequence[RenderableType] = ""
-    status: int = field(default=OK)
+    status: int = OK
 
 
 def option(metavar: str, absent: str | None = None) -> Any:

@@ -277,16 +277,23 @@ class ProcessPeakMeter(Meter):
             self._reset = True
         except OSError:
             self._reset = False
-        self._baseline = _resident()[0]
+        self._baseline = resident_bytes()[0]
 
     def _read(self) -> PeakReading:
-        now, peak = _resident()
+        now, peak = resident_bytes()
         source = "VmHWM, reset at entry" if self._reset else "peak since the process started"
         return PeakReading(self._baseline, max(peak, now), now, source)
 
 
-def _resident() -> tuple[int, int]:
-    """Resident bytes now, and at most."""
+def resident_bytes() -> tuple[int, int]:
+    """Resident set of this process, now and at most, in bytes.
+
+    Linux keeps ``ru_maxrss`` over exec, so that a small child would report its large parent: the high-water mark of
+    the present address space is read instead where there is one.
+
+    Returns:
+        Bytes now, and at most so far; elsewhere than on Linux the latter twice.
+    """
     try:
         lines = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace").splitlines()
         fields = dict(line.split(":", 1) for line in lines if ":" in line)

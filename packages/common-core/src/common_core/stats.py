@@ -72,6 +72,16 @@ class Estimate:
     def __str__(self) -> str:
         return format(self, "")
 
+    @property
+    def lower(self) -> float:
+        """Lower end of the interval; -inf where there is none, so that nothing can be shown by it."""
+        return -math.inf if self.low is None else self.low
+
+    @property
+    def upper(self) -> float:
+        """Upper end of the interval; inf where there is none."""
+        return math.inf if self.high is None else self.high
+
     @classmethod
     def from_any(cls, value: "Estimate | float") -> "Estimate":
         """Return `value` as an `Estimate`; a plain number gets no interval."""

@@ -4,7 +4,7 @@ import math
 import re
 import string
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from common_core.stats import Estimate
@@ -46,6 +46,15 @@ class Check:
     def holds(self) -> bool:
         """Whether the inequality is satisfied; never with NaN."""
         return self.value >= self.bound if self.relation == ">=" else self.value <= self.bound
+
+    def to_json(self) -> dict[str, Any]:
+        """The check as a JSON object, with its verdict."""
+        return {**asdict(self), "holds": self.holds}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Check":
+        """Inverse of :meth:`to_json`; the verdict is found again."""
+        return cls(data["name"], float(data["value"]), data["relation"], float(data["bound"]))
 
     def __str__(self) -> str:
         sign = {">=": "≥", "<=": "≤"}[self.relation]

@@ -52,7 +52,7 @@ def execute_claim(entry: str, claim_id: str, scale: str, seed: int, device: str)
         raise ClaimError(f"the headline shows {error}, which is not a metric; there are {', '.join(metrics)}") from None
     return {
         "metrics": {name: estimate.to_json() for name, estimate in metrics.items()},
-        "checks": [{"name": c.name, "value": c.value, "relation": c.relation, "bound": c.bound} for c in checks],
+        "checks": [check.to_json() for check in checks],
         "headline": headline,
         "figures": dict(outcome.figures),
     }

@@ -101,7 +101,7 @@ def _metrics(data: Mapping[str, Any]) -> dict[str, Estimate]:
 
 
 def _checks(data: Sequence[Mapping[str, Any]]) -> tuple[Check, ...]:
-    return tuple(Check(c["name"], float(c["value"]), c["relation"], float(c["bound"])) for c in data)
+    return tuple(Check.from_json(item) for item in data)
 
 
 @dataclass(frozen=True)
@@ -155,10 +155,7 @@ class Results:
                 {
                     **{name: getattr(result, name) for name in (*_WORDS, *_NUMBERS)},
                     "metrics": {name: estimate.to_json() for name, estimate in result.metrics.items()},
-                    "checks": [
-                        {"name": c.name, "value": c.value, "relation": c.relation, "bound": c.bound, "holds": c.holds}
-                        for c in result.checks
-                    ],
+                    "checks": [check.to_json() for check in result.checks],
                     "figures": [{"file": name, "title": title} for name, title in _figure_files(result)],
                 }
                 for result in self.claims

@@ -90,7 +90,6 @@ def run_claims(
     """
     folder = Path(folder)
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    jobs = (os.cpu_count() or 1) if jobs is None else jobs
     tasks = [_task(item, settings, timeout) for item in chosen.values()]
     check_run(tasks, jobs, engine, address)
     if not any(settings.scale in item.claim.scales for item in chosen.values()):

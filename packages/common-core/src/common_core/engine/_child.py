@@ -5,7 +5,6 @@ import json
 import operator
 import os
 import pickle
-import resource
 import signal
 import sys
 import threading
@@ -14,6 +13,8 @@ import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from common_core.memory import resident_bytes
 
 _progress_file: Path | None = None
 _last_report = 0.0
@@ -52,22 +53,9 @@ def call(module: str, name: str, kwargs: Mapping[str, Any]) -> tuple[str, Any, s
         return "failed", None, reason, traceback.format_exc()
 
 
-def peak_rss_bytes() -> int:
-    """Largest resident set of this process so far, in bytes.
-
-    Linux keeps ``ru_maxrss`` over exec, so that a small child would report its large parent: the high-water mark of
-    the present address space is read instead where there is one.
-    """
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:"))
-    except (OSError, StopIteration):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS
-
-
 def _write_peak(folder: Path) -> None:
     staging = folder / f"peak.{threading.get_ident()}"
-    staging.write_text(str(peak_rss_bytes()))
+    staging.write_text(str(resident_bytes()[1]))
     staging.replace(folder / "peak")
 
 

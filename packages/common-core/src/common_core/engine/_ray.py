@@ -7,8 +7,9 @@ import time
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
-from common_core.engine._child import call, peak_rss_bytes
+from common_core.engine._child import call
 from common_core.engine._task import Event, Task, TaskResult
+from common_core.memory import resident_bytes
 
 
 def _measured_call(module: str, name: str, kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -18,7 +19,7 @@ def _measured_call(module: str, name: str, kwargs: Mapping[str, Any]) -> tuple[A
     answer = call(module, name, kwargs)
     after = resource.getrusage(resource.RUSAGE_SELF)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return (*answer, time.monotonic() - started, cpu, peak_rss_bytes())
+    return (*answer, time.monotonic() - started, cpu, resident_bytes()[1])
 
 
 def _connect(ray: Any, address: str | None, jobs: int, num_gpus: float) -> None:

@@ -60,8 +60,7 @@ def run(
         KeyboardInterrupt: Ctrl-C; every process is stopped first, and the store holds what was finished.
     """
     tasks = list(tasks)
-    jobs = (os.cpu_count() or 1) if jobs is None else jobs
-    check_run(tasks, jobs, engine, address)
+    jobs = check_run(tasks, jobs, engine, address)
     watch = watch or (lambda event: None)
     by_key = {task.key: task for task in tasks}
     results: dict[str, TaskResult] = {}
@@ -94,14 +93,17 @@ def run(
     return {task.key: results[task.key] for task in tasks}
 
 
-def check_run(tasks: Sequence[Task], jobs: int, engine: str, address: str | None) -> None:
+def check_run(tasks: Sequence[Task], jobs: int | None, engine: str, address: str | None) -> int:
     """Refuse what :func:`run` would refuse, before anything is written or started.
 
     Args:
         tasks: What is to be run.
-        jobs: Processes at a time.
+        jobs: Processes at a time, or None.
         engine: Name of the engine.
         address: An existing Ray cluster, or None.
+
+    Returns:
+        Processes at a time; the number of cores if it was None.
 
     Raises:
         ValueError: See :func:`run`.
@@ -110,6 +112,7 @@ def check_run(tasks: Sequence[Task], jobs: int, engine: str, address: str | None
     twice = sorted(key for key, number in Counter(task.key for task in tasks).items() if number > 1)
     if twice:
         raise ValueError(f"duplicate task keys: {', '.join(twice)}; give every task its own key")
+    jobs = (os.cpu_count() or 1) if jobs is None else jobs
     if jobs < 1:
         raise ValueError(f"jobs is {jobs}; give 1 or more")
     if engine not in ("local", "ray"):
@@ -118,3 +121,4 @@ def check_run(tasks: Sequence[Task], jobs: int, engine: str, address: str | None
         raise ValueError(f"the address {address!r} is of a Ray cluster: choose the engine 'ray' with it")
     if engine == "ray" and importlib.util.find_spec("ray") is None:
         raise ImportError("the Ray engine needs Ray: install repertory-common-core[ray]")
+    return jobs

@@ -194,8 +194,7 @@ def holds_digits(metrics: Mapping[str, Estimate]) -> list[Check]:
         if gain is not None and label.startswith("scikit"):
             checks.append(at_least(f"gain over {label}", gain, 0.0))
         elif gain is not None:
-            low = float("-inf") if gain.low is None else gain.low
-            checks.append(at_least(f"lower end of the gain over {label}", low, 0.0))
+            checks.append(at_least(f"lower end of the gain over {label}", gain.lower, 0.0))
     return checks
 
 

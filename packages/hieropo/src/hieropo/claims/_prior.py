@@ -96,7 +96,7 @@ def _figure(metrics: Mapping[str, float | Estimate]) -> str:
 def holds_learned_prior(metrics: Mapping[str, Estimate]) -> list[Check]:
     """Errors fall with m, the methods agree, and the policy hardly suffers."""
     few, many = _TASKS[0], _TASKS[-1]
-    high = {name: float("inf") if e.high is None else e.high for name, e in metrics.items()}
+    high = {name: estimate.upper for name, estimate in metrics.items()}
     return [
         at_most("upper end of the rate of the error of Σ_0 in m (theory: −½)", high["rate_Sigma_0"], -0.3),
         at_most(f"upper end of the relative error of Σ_0, m = {many}", high[f"Sigma_0_error_m{many}"], 0.25),

@@ -79,9 +79,9 @@ def holds_hierarchy_helps(metrics: Mapping[str, Estimate]) -> list[Check]:
             continue
         where = _words(name.removeprefix("saved_"))
         if int(name.rsplit("_n", 1)[1]) <= max(FEW_ROWS):
-            checks.append(at_least(f"lower end of Flat − Hier, {where}", _low(saved), 0.0))
+            checks.append(at_least(f"lower end of Flat − Hier, {where}", saved.lower, 0.0))
         else:  # with many rows of each task there is nothing left to share
-            checks.append(at_least(f"upper end of Flat − Hier, {where}", _high(saved), 0.0))
+            checks.append(at_least(f"upper end of Flat − Hier, {where}", saved.upper, 0.0))
     return checks
 
 
@@ -123,7 +123,7 @@ def _closed_figure(metrics: Mapping[str, Estimate], sigmas: Sequence[float]) -> 
 def holds_near_oracle(metrics: Mapping[str, Estimate]) -> list[Check]:
     """Close: three quarters of the way to the oracle, beyond chance, for each σ_q."""
     return [
-        at_least(f"lower end of the share closed, σ_q = {q:g}, over n", _low(metrics[f"closed_{_sq(q)}"]), 0.75)
+        at_least(f"lower end of the share closed, σ_q = {q:g}, over n", metrics[f"closed_{_sq(q)}"].lower, 0.75)
         for q in _SIGMA_Q
         if f"closed_{_sq(q)}" in metrics
     ]
@@ -172,18 +172,10 @@ def _gap_figure(metrics: Mapping[str, Estimate], tasks: Sequence[int]) -> str:
 def holds_gap_grows(metrics: Mapping[str, Estimate]) -> list[Check]:
     """Each of the three directions, beyond chance."""
     return [
-        at_least(f"lower end of: gap {_words(name)}", _low(metrics[name]), 0.0)
+        at_least(f"lower end of: gap {_words(name)}", metrics[name].lower, 0.0)
         for name in metrics
         if name.startswith("wider_")
     ]
-
-
-def _low(estimate: Estimate) -> float:
-    return float("-inf") if estimate.low is None else estimate.low
-
-
-def _high(estimate: Estimate) -> float:
-    return float("inf") if estimate.high is None else estimate.high
 
 
 _PLOT = {"matplotlib": "hieropo[claims]"}
