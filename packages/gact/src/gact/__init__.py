@@ -1,0 +1,11 @@
+"""Activation-compressed training for any PyTorch model.
+
+What autograd saves for the backward pass is stored at 1 to 8 bits a number, by unbiased stochastic rounding; how many
+bits each tensor gets follows from how much the gradient feels its noise. The forward pass stays exact.
+
+Reference:
+    Liu, Zheng, Wang, Cen, Chen, Han, Chen, Gong, Gonzalez, Song, Stoica (2022). GACT: Activation Compressed Training
+    for Generic Network Architectures. ICML.
+"""
+
+__version__ = "0.1.0"
