@@ -8,4 +8,12 @@ Reference:
     for Generic Network Architectures. ICML.
 """
 
+from gact.allocation import Allocation as Allocation
+from gact.allocation import AllocationError as AllocationError
+from gact.compressor import ActivationCompressor as ActivationCompressor
+from gact.report import Report as Report
+from gact.rules import Rule as Rule
+from gact.rules import Rules as Rules
+from gact.target import Target as Target
+
 __version__ = "0.1.0"

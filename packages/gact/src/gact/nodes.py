@@ -1,0 +1,102 @@
+"""Being told of each autograd node, with the tensors that it saved, right after it was made.
+
+torch 2.14 and later call a hook at each node's creation. Before that, a mode around torch's functions walks the new
+part of the graph after each call. Either way the observer gets the node and the names of what it saved.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from gact.rules import operation
+
+HAS_CREATION_HOOK = hasattr(torch.autograd.graph, "node_creation_hook")
+_MARK = "gact.seen"
+_PARAMETER_VIEWS = frozenset(
+    "T Transpose Permute View UnsafeView ReshapeAlias Expand ToCopy Slice Select Split SplitWithSizes Alias AsStrided "
+    "Unsqueeze Squeeze Clone Narrow Chunk Unbind NumpyT MatrixH Detach".split()
+)
+
+
+def watch(observe: Callable[[Any], None], *, walk: bool | None = None) -> AbstractContextManager[Any]:
+    """Return a context in which `observe` is called with every new autograd node of this thread.
+
+    Args:
+        observe: Must not build graph.
+        walk: True to walk the graph after each function even where torch has the hook.
+    """
+    if HAS_CREATION_HOOK and not walk:
+        return torch.autograd.graph.node_creation_hook(observe)
+    return _Walk(observe)
+
+
+class _Walk(TorchFunctionMode):
+    """After each function of torch, shows the nodes that were not there before.
+
+    Nodes of custom functions, which do not pass through here, are found behind the next function's result.
+    """
+
+    def __init__(self, observe: Callable[[Any], None]) -> None:
+        super().__init__()
+        self._observe = observe
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(tensor, Tensor) and tensor.grad_fn is not None:
+                self._show(tensor.grad_fn)
+        return result
+
+    def _show(self, newest: Any) -> None:
+        stack = [newest]
+        while stack:
+            node = stack.pop()
+            if _MARK in node.metadata:
+                continue
+            node.metadata[_MARK] = True
+            self._observe(node)
+            stack.extend(parent for parent, _ in node.next_functions if parent is not None)
+
+
+def saved_names(node: Any) -> tuple[str, ...]:
+    """Names of the tensors that a node may have saved, in the order in which they were packed.
+
+    A node of a custom function has only ``tensors``.
+    """
+    if is_custom(node):
+        return ("tensors",)
+    return _saved_names(type(node))
+
+
+@lru_cache(maxsize=None)
+def _saved_names(node_type: type) -> tuple[str, ...]:
+    return tuple(sorted(name.removeprefix("_raw_saved_") for name in dir(node_type) if name.startswith("_raw_saved_")))
+
+
+def read_saved(node: Any, name: str) -> Any:
+    """Unpack one saved tensor (or list of tensors) of a node, through the hooks that packed it."""
+    return node.saved_tensors if name == "tensors" else getattr(node, f"_saved_{name}")
+
+
+def is_custom(node: Any) -> bool:
+    """Whether the node belongs to a ``torch.autograd.Function`` written in Python."""
+    return isinstance(node, torch.autograd.function.BackwardCFunction)
+
+
+def views_parameter(node: Any) -> bool:
+    """Whether a tensor is a leaf's view, transpose or copy in another dtype (autocast)."""
+    for _ in range(8):
+        if node is None:
+            return False
+        if operation(node.name()) not in _PARAMETER_VIEWS:
+            return "AccumulateGrad" in node.name()
+        parents = [parent for parent, _ in node.next_functions if parent is not None]
+        if len(parents) != 1:
+            return False
+        node = parents[0]
+    return False
