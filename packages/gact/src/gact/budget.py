@@ -51,7 +51,9 @@ def average_bytes(sizes: Iterable[Size], average: float, group_size: int) -> int
 
 def other_bytes(settled: Sequence[Settled]) -> int:
     """Bytes of all that is kept in other forms and would not live without the graph, each storage once."""
-    storages = {s.storage: s.storage_bytes for s in settled if s.form == "exact" and not s.outside and s.reason != "bits"}
+    storages = {
+        s.storage: s.storage_bytes for s in settled if s.form == "exact" and not s.outside and s.reason != "bits"
+    }
     small = {(s.item, s.form): s.nbytes for s in settled if s.form not in ("exact", "affine")}
     return sum(storages.values()) + sum(small.values())
 
@@ -107,7 +109,7 @@ def choose_bits(
 
 
 def _item(key: str, size: Size, sensitivity: Sensitivity | None, group_size: int) -> Item:
-    widths = (*(b for b in BITS if b >= size.least_bits), RAW)
+    least = size.least_bits if sensitivity is None else min(size.least_bits, max(sensitivity.trusted_bits, 2))
+    widths = (*(b for b in BITS if b >= least), RAW)
     costs = tuple(sensitivity.variance(b) if sensitivity is not None else float("nan") for b in widths)
     return Item(key, widths, tuple(size.nbytes(b, group_size) for b in widths), costs)
-

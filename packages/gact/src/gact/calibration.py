@@ -1,8 +1,8 @@
-"""Probing: what the noise of some stored tensors does to the gradient, on one batch, with everything else exact.
+"""Probing: what the noise of some stored tensors does to the gradient, on one batch, with everything else unchanged.
 
-One forward pass keeps every tensor exact. Then each backward pass through the same graph sees one cluster of tensors
-through the quantiser, with fresh noise, and the gradient's squared distance from the exact one is that cluster's
-variance. Nothing else differs between the passes, dropout included.
+One forward pass keeps every tensor at 8 bits. Then each backward pass through the same graph sees one cluster of
+tensors through the quantiser once more, with fresh noise, and the gradient's squared distance from the one without it
+is that cluster's variance. Nothing else differs between the passes, dropout included.
 """
 
 from collections import defaultdict
@@ -20,36 +20,40 @@ from gact.counter_rng import stream_key
 from gact.forms import Coded
 
 
+BASE_BITS = 8  # of all that is not being probed
+
+
 @final
 class ProbeForm(Coded):
-    """A tensor kept exact, and seen through the quantiser while its cluster is being probed."""
+    """Codes that are seen through the quantiser once more while their cluster is being probed."""
 
-    __slots__ = ("_flat", "_key", "_probe", "bits", "name")
+    __slots__ = ("_base", "_key", "_probe", "bits", "name")
 
-    def __init__(self, probe: "Probe", key: str, flat: Tensor) -> None:
-        self.name, self.bits = "affine", float(probe.width)
-        self._probe, self._key, self._flat = probe, key, flat
+    def __init__(self, probe: "Probe", key: str, base: Coded) -> None:
+        self.name, self.bits = base.name, base.bits
+        self._probe, self._key, self._base = probe, key, base
 
     def codes(self) -> AffineCodes:
-        """Return codes with the noise of the present draw."""
-        return self._probe.quantise(self._key, self._flat)
+        """Return the codes that are stored."""
+        return self._base.codes()
 
     def decode(self) -> Tensor:
-        """Return the numbers, or what the quantiser makes of them."""
-        return kernels.dequantise(self.codes()) if self._key in self._probe.active else self._flat
+        """Return the stored numbers, with the noise of the present draw where they are probed."""
+        flat = self._base.decode()
+        return self._probe.disturb(self._key, flat) if self._key in self._probe.active else flat
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the exact numbers."""
-        return self._flat.numel() * self._flat.element_size()
+        """Bytes of the stored codes."""
+        return self._base.nbytes
 
 
 @final
 class Probe:
-    """Which tensors are seen through the quantiser now.
+    """Which tensors are disturbed now.
 
     Args:
-        width: Bits.
+        width: Bits of the disturbance.
         group_size: Numbers a group.
         seed: Of the rounding.
     """
@@ -60,15 +64,15 @@ class Probe:
         self.draw = 0
         self._number: dict[str, int] = {}
 
-    def form(self, key: str, flat: Tensor) -> ProbeForm:
+    def form(self, key: str, base: Coded) -> ProbeForm:
         """The form of one tensor, for a frame's plan."""
         self._number[key] = len(self._number)
-        return ProbeForm(self, key, flat)
+        return ProbeForm(self, key, base)
 
-    def quantise(self, key: str, flat: Tensor) -> AffineCodes:
-        """Codes of a tensor; the same ones for all that share it within a draw."""
+    def disturb(self, key: str, flat: Tensor) -> Tensor:
+        """What the quantiser makes of a tensor; the same for all that share it within a draw."""
         noise = stream_key(self._seed, self.draw, self._number[key])
-        return kernels.quantise(flat, self.width, key=noise, group_size=self._group_size)
+        return kernels.dequantise(kernels.quantise(flat, self.width, key=noise, group_size=self._group_size))
 
 
 def clusters(collector: Collector, wanted: Sequence[str]) -> dict[Any, list[str]]:
@@ -97,7 +101,7 @@ def probe_sensitivities(
         By item. Within a cluster the probed variance is split in proportion to what each tensor's range and incoming
         gradient suggest.
     """
-    exact = _gradient(loss, parameters)
+    base = _gradient(loss, parameters)
     known = collector.sensitivities()
     open_items = [item for item, s in known.items() if s.source != "closed form"]
     for members in clusters(collector, open_items).values():
@@ -105,7 +109,7 @@ def probe_sensitivities(
         probe.active = frozenset(members)
         for _ in range(draws):
             probe.draw += 1
-            total += _distance(_gradient(loss, parameters), exact) / draws
+            total += _distance(_gradient(loss, parameters), base) / draws
         probe.active = frozenset()
         place = BITS.index(probe.width)
         shares = [max(known[item].c, 0.0) for item in members]
@@ -114,7 +118,7 @@ def probe_sensitivities(
         scale = sum(share * known[item].shape[place] for share, item in zip(shares, members, strict=True))
         for share, item in zip(shares, members, strict=True):
             c = total * share / scale if scale > 0 else 0.0
-            known[item] = Sensitivity(c, known[item].shape, "probed")
+            known[item] = Sensitivity(c, known[item].shape, "probed", probe.width)
     return known
 
 
@@ -140,4 +144,3 @@ def _gradient(loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor | None]
 def _distance(a: Sequence[Tensor | None], b: Sequence[Tensor | None]) -> float:
     pairs = [(x, y) for x, y in zip(a, b, strict=True) if x is not None and y is not None]
     return float(sum(torch.linalg.vector_norm(x.float() - y.float(), dtype=torch.float64).square() for x, y in pairs))
-

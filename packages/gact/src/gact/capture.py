@@ -45,7 +45,7 @@ class Plan:
         nonfinite: ``"propagate"``, ``"raise"`` or ``"exact"``.
         observe: Called with every settled tensor, its form and its node.
         inspect: Called with the key and the numbers of every tensor that is about to be quantised.
-        probe: Replaces an affine form (calibration).
+        probe: Wraps an affine form (calibration).
     """
 
     rules: Rules
@@ -60,7 +60,7 @@ class Plan:
     nonfinite: str = "propagate"
     observe: "Callable[[Settled, Form, Any], None] | None" = None
     inspect: Callable[[str, Tensor], None] | None = None
-    probe: Callable[[str, Tensor], Coded] | None = None
+    probe: Callable[[str, Coded], Coded] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,14 +303,13 @@ class Frame:
         self._tensors += 1
         if self.plan.inspect is not None:
             self.plan.inspect(key, flat)
-        if self.plan.probe is not None:
-            return self.plan.probe(key, flat)
         noise = stream_key(self.plan.seed, self.invocation, self._tensors)
         out = None
         if self.plan.take is not None:
             out = self.plan.take(affine_bytes(flat.numel(), bits, self.plan.group_size, flat.dtype), flat.device)
         codes = kernels.quantise(flat, bits, key=noise, group_size=self.plan.group_size, out=out)
-        return Affine(codes, self.plan.keep)
+        form = Affine(codes, self.plan.keep)
+        return form if self.plan.probe is None else self.plan.probe(key, form)
 
     def _once(self, tensor: Tensor, kind: str, key: str, encode: Callable[[Tensor], Form]) -> View:
         """Encode the numbers of a tensor, or share the form that they already have."""

@@ -24,11 +24,13 @@ class Sensitivity:
         c: The gradient's variance is c · shape(b).
         shape: Variance at 1, 2, 4 and 8 bits in units of the law's R²/6; (1, 1/9, 1/225, 1/65025) where the law holds.
         source: ``"closed form"``, ``"probed"`` or ``"estimated"``.
+        trusted_bits: Fewest bits at which a steep formula's variance was measured.
     """
 
     c: float
     shape: tuple[float, ...] = tuple(law(b) for b in BITS)
     source: str = "closed form"
+    trusted_bits: int = max(BITS)
 
     def variance(self, bits: int) -> float:
         """Predicted variance of the gradient when the tensor is stored at `bits`; 0 where it is kept exact."""
@@ -124,8 +126,14 @@ class Collector:
             direct = sum(float(value) for value in stored.direct)
             local = sum(float(value) for _, value in stored.local)
             source = "closed form" if stored.direct and not stored.local else "estimated"
+            if not stored.direct and not stored.local:  # no gradient came back to it yet
+                continue
             found[item] = Sensitivity(direct + local, stored.shape, source)
         return found
+
+    def estimates(self) -> dict[str, float]:
+        """Return the estimates alone, by item, for comparison between passes."""
+        return {item: s.c for item, s in self.sensitivities().items() if s.source == "estimated"}
 
 
 def _measure(settled: Settled, form: View, node: Any, low: Tensor, high: Tensor, group_size: int) -> Any:
@@ -151,7 +159,14 @@ def _measure(settled: Settled, form: View, node: Any, low: Tensor, high: Tensor,
         return lambda grads: (
             True,
             sensitivity.convolution(
-                grads[0], size, weight, **settings, low=low, high=high, group_size=group_size, channels_last=channels_last
+                grads[0],
+                size,
+                weight,
+                **settings,
+                low=low,
+                high=high,
+                group_size=group_size,
+                channels_last=channels_last,
             ),
         )
     return lambda grads: (False, _estimate(grads, low, high))

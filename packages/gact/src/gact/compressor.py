@@ -1,22 +1,27 @@
 """The public context manager: compresses what autograd saves inside it, and learns where bits matter."""
 
 import threading
+import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import wraps
+from math import nan
 from typing import Any, Self, final
 
 import torch
 from torch import Tensor
 
 
+from gact import distributed
 from gact.affine import BITS, GROUP_SIZES
 from gact.allocation import RAW, Allocation
 from gact.budget import Size, choose_bits, other_bytes
-from gact.calibration import Probe, probe_sensitivities, undisturbed
+from gact.calibration import BASE_BITS, Probe, probe_sensitivities, undisturbed
 from gact.capture import Frame, Plan, Settled
 from gact.collector import Collector, Sensitivity
+from gact.guard import CoordinateSample, Drift, decide
 from gact.names import ModuleNames
 from gact.nodes import HAS_CREATION_HOOK, watch
 from gact.report import Report, build_report
@@ -24,6 +29,11 @@ from gact.rules import Rule, Rules
 from gact.target import Target, parse_target
 
 _FORMAT = 1
+GUARD_STEP = 0.5  # bits on average, at a time
+
+
+class GuardWarning(UserWarning):
+    """Compression's share of the gradient's variance is larger than wanted, and no bits can be added."""
 
 
 @final
@@ -98,6 +108,7 @@ class ActivationCompressor:
         self.rules = rules if isinstance(rules, Rules) else Rules(rules)
         self.group_size, self.min_bytes, self.seed, self.guard = group_size, min_bytes, seed, guard
         self._nonfinite, self._offload, self._group = nonfinite, offload, process_group
+        self._own_seed = distributed.rank_seed(seed, process_group) if distributed.ready() else seed
         self._model = weakref.ref(model)
         self._names = ModuleNames(model, self._current_modules)
         self._local = threading.local()
@@ -111,6 +122,11 @@ class ActivationCompressor:
         self._collector: Collector | None = Collector(group_size) if self.target.adaptive else None
         self._collecting = False
         self._overhead: int | None = None
+        self._sizes: dict[str, Size] = {}
+        self._estimates: dict[str, float] = {}
+        self._sample: CoordinateSample | None = None
+        self._drift = Drift()
+        self._guard_note = ""
 
     # -- the context ------------------------------------------------------------------------------------------------
 
@@ -154,7 +170,7 @@ class ActivationCompressor:
 
     # -- learning ---------------------------------------------------------------------------------------------------
 
-    def step(self, loss: Tensor | float | None = None) -> None:
+    def step(self, loss: Tensor | float | None = None, *, scale: float = 1.0) -> None:
         """Take note that an optimiser step is over: choose bits anew where something new is known.
 
         Optional. Without it, sensitivities are learnt once, from the first pass. With it, they are learnt again when
@@ -162,16 +178,51 @@ class ActivationCompressor:
         while the gradients are still there, before ``zero_grad``.
 
         Args:
-            loss: Of this step; reading it waits for the device.
+            loss: Of this step.
+            scale: What the loss was multiplied by (``GradScaler.get_scale()``) if the gradients still carry it.
+
+        Raises:
+            AllocationError: If the budget cannot be met.
         """
         self._refresh_if_complete()
+        model = self._alive()
+        if not self.target.adaptive and self.guard is None:
+            return
+        if self._sample is None:
+            self._sample = CoordinateSample(model.named_parameters(), seed=self.seed)
+        self._sample.observe(scale)
+        norm = self._sample.norm_square**0.5
+        value = float(loss) if loss is not None else nan
+        due = self.target.adaptive and self._drift.update(value, norm)
+        if self._anywhere(due) and self._collector is None:
+            self._drift.refreshed()
+            self._collector = Collector(self.group_size)
+        if self.guard is not None:
+            self._heed_guard()
+
+    def _heed_guard(self) -> None:
+        """Raise the average bits where compression's predicted variance is too large a share of the gradient's own."""
+        predicted = self.predicted_variance
+        if predicted is None or self._sample is None or self.guard is None:
+            return
+        decision = decide(predicted, self._sample.own(predicted), self.guard)
+        if not self._anywhere(decision.raise_bits):
+            return
+        if self.target.kind != "average" or (self._average or 0) >= max(BITS):
+            if decision.message != self._guard_note:
+                warnings.warn(decision.message, GuardWarning, stacklevel=3)
+            self._guard_note = decision.message
+            return
+        self._guard_note = decision.message
+        self._average = min(float(max(BITS)), (self._average or self.target.value) + GUARD_STEP)
+        self._allocate(self._sizes, self._last)
 
     def calibrate(self, closure: Callable[[], Tensor], *, width: int = 2, draws: int = 2) -> Allocation | None:
         """Measure on one batch how much each kind of stored tensor moves the gradient, and choose the bits.
 
-        One forward pass with everything exact, then a backward pass for each cluster of structurally identical
-        tensors without a closed form and each draw. Needs the memory of plain training for this batch: use a smaller
-        one if there is not enough. Parameters' ``.grad``, buffers and random states are as before afterwards.
+        One forward pass with everything at 8 bits, then a backward pass for each cluster of structurally identical
+        tensors without a closed form and each draw. Parameters' ``.grad``, buffers and random states are as before
+        afterwards.
 
         Args:
             closure: Runs the forward pass and returns the loss; must not call ``backward``.
@@ -235,7 +286,10 @@ class ActivationCompressor:
             "bits": dict(self.bits),
             "average": self._average,
             "overhead": self._overhead,
-            "sensitivities": {k: (s.c, s.shape, s.source) for k, s in self.sensitivities.items()},
+            "sensitivities": {k: (s.c, s.shape, s.source, s.trusted_bits) for k, s in self.sensitivities.items()},
+            "estimates": dict(self._estimates),
+            "drift": self._drift.state_dict(),
+            "sample": None if self._sample is None else self._sample.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -246,11 +300,18 @@ class ActivationCompressor:
         """
         if state.get("format") != _FORMAT:
             raise ValueError(f"a state of format {state.get('format')!r}; this version reads format {_FORMAT}")
-        sensitivities = {k: Sensitivity(c, tuple(shape), source) for k, (c, shape, source) in state["sensitivities"].items()}
+        sensitivities = {
+            k: Sensitivity(c, tuple(shape), source, trusted)
+            for k, (c, shape, source, trusted) in state["sensitivities"].items()
+        }
         with self._lock:
             self._invocation, self._average = int(state["invocation"]), state["average"]
             self._overhead, self.bits = state["overhead"], {k: int(b) for k, b in state["bits"].items()}
-            self.sensitivities = sensitivities
+            self.sensitivities, self._estimates = sensitivities, dict(state["estimates"])
+            self._drift.load_state_dict(state["drift"])
+            if state["sample"] is not None:
+                self._sample = CoordinateSample(self._alive().named_parameters(), seed=self.seed)
+                self._sample.load_state_dict(state["sample"])
             if sensitivities:
                 self._collector = None
 
@@ -284,13 +345,15 @@ class ActivationCompressor:
         chosen = self.bits
 
         def bits(key: str, least: int) -> int:
+            if probe is not None:
+                return BASE_BITS
             width = chosen.get(key, default)
             if key not in chosen and self.target.kind != "fixed" or least > 2:
                 width = max(width, least)
             return 8 if width == RAW and collector is not None else width
 
         return Plan(
-            rules=self.rules, bits=bits, min_bytes=self.min_bytes, group_size=self.group_size, seed=self.seed,
+            rules=self.rules, bits=bits, min_bytes=self.min_bytes, group_size=self.group_size, seed=self._own_seed,
             exempt=exempt, keep=self._offload.put if self._offload is not None else None, nonfinite=self._nonfinite,
             observe=collector.observe if collector is not None else None,
             inspect=collector.inspect if collector is not None else None,
@@ -308,18 +371,53 @@ class ActivationCompressor:
 
     def _adopt(self, found: Mapping[str, Sensitivity], collector: Collector, settled: tuple[Settled, ...]) -> None:
         """Take new sensitivities and choose the bits."""
-        self.sensitivities = {**self.sensitivities, **found}
-        if not self.target.adaptive:
+        self.sensitivities = {**self.sensitivities, **{k: self._updated(k, new) for k, new in found.items()}}
+        self._sizes = {
+            item: Size(stored.numel, stored.first.dtype, stored.least_bits) for item, stored in collector.stored.items()
+        }
+        self._estimates = {**self._estimates, **collector.estimates()}
+        self._allocate(self._sizes, settled)
+
+    def _updated(self, item: str, new: Sensitivity) -> Sensitivity:
+        """A probed sensitivity moves with its estimate until it is probed again."""
+        old, before = self.sensitivities.get(item), self._estimates.get(item, 0.0)
+        if old is None or old.source != "probed" or new.source != "estimated" or not (before > 0 and new.c > 0):
+            return new
+        return replace(old, c=old.c * new.c / before, shape=new.shape)
+
+    def _allocate(self, sizes: Mapping[str, Size], settled: tuple[Settled, ...]) -> None:
+        """Choose the bits; all ranks the same."""
+        if not self.target.adaptive or not sizes:
             return
-        sizes = {item: Size(stored.numel, stored.first.dtype, stored.least_bits) for item, stored in collector.stored.items()}
+        overhead = self._measured_overhead(settled) if self.target.kind == "fit" else None
         self.allocation = choose_bits(
-            self.target, sizes, self.sensitivities, others=other_bytes(settled), overhead=self._overhead,
+            self.target, sizes, self.sensitivities, others=other_bytes(settled), overhead=overhead,
             group_size=self.group_size, average=self._average,
         )  # fmt: skip
-        self.bits = {**self.bits, **self.allocation.bits}
+        chosen = distributed.agree(self.allocation.bits, self._group) if distributed.ready() else self.allocation.bits
+        self.bits = {**self.bits, **chosen}
+
+    def _measured_overhead(self, settled: tuple[Settled, ...]) -> int | None:
+        """Bytes at the peak so far that were no saved activations; measured on CUDA, else as calibration found it."""
+        parameter = next(self._alive().parameters(), None)
+        if parameter is None or parameter.device.type != "cuda":
+            return self._overhead
+        peak = torch.cuda.max_memory_allocated(parameter.device)
+        self._overhead = max(0, peak - build_report(settled, {}).saved_bytes)
+        return self._overhead
+
+    @property
+    def predicted_variance(self) -> float | None:
+        """Predicted variance of the gradient due to what the last pass stored; None while it is not known."""
+        with self._lock:
+            last = self._last
+        return build_report(last, self.sensitivities).predicted_variance if last else None
+
+    def _anywhere(self, here: bool) -> bool:
+        return distributed.any_rank(here, self._group) if distributed.ready() else here
 
     def _notes(self) -> list[str]:
-        notes = []
+        notes = [self._guard_note] if self._guard_note else []
         if self.allocation is not None and self.allocation.message:
             notes.append(self.allocation.message)
         return notes
