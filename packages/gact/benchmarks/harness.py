@@ -112,7 +112,7 @@ def row(
         peer: The peer's figure.
         peer_name: Who the peer is.
         ratio: The two figures' ratio, with its interval where there is one.
-        goal: The ratio aimed at, if there was an aim.
+        goal: The ratio aimed at, or our figure where there is no ratio; None if there was no aim.
         unit: Unit of the two figures.
         at_least: Whether the goal is a lower bound; else it is an upper one.
         **extra: Further columns.
@@ -122,8 +122,9 @@ def row(
     """
     ratio = None if ratio is None else Estimate.from_any(ratio)
     met = None
-    if goal is not None and ratio is not None:
-        met = bool(ratio.value >= goal if at_least else ratio.value <= goal)
+    judged = ratio if ratio is not None else ours
+    if goal is not None and judged is not None:
+        met = bool(float(judged) >= goal if at_least else float(judged) <= goal)
     fields: Row = {"name": name, "unit": unit, "peer_name": peer_name, "ratio": ratio, "goal": goal, "met": met}
     if at_least:
         fields["goal_is"] = "at least"

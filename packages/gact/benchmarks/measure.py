@@ -1,16 +1,19 @@
 """One training step of a method on a workload: its gradients, its memory, and points on the plane of both costs."""
 
 import gc
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import harness
+import numpy as np
 import torch
 from peers import Prepared
 from torch import Tensor
 from workloads import Workload
 
-from common_core.stats import Estimate
+from common_core.devices import synchronise
+from common_core.stats import Estimate, bootstrap
 
 
 def step(workload: Workload, prepared: Prepared) -> Tensor:
@@ -53,6 +56,36 @@ def held(workload: Workload, prepared: Prepared) -> int:
     kept.pop().backward()
     prepared.after()
     return total
+
+
+def in_turns(calls: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 1) -> dict[str, np.ndarray]:
+    """Seconds of every call in every round; a round makes each once, and each round in another order.
+
+    Args:
+        calls: By name.
+        rounds: Measured rounds.
+        warmup: Rounds before those.
+
+    Returns:
+        By name, shape ``[rounds]``.
+    """
+    rng, names = np.random.default_rng(0), list(calls)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(warmup + rounds):
+        for name in rng.permutation(names):
+            gc.collect()
+            gc.disable()
+            start = time.perf_counter()
+            synchronise(calls[name]())
+            if turn >= warmup:
+                seconds[name].append(time.perf_counter() - start)
+            gc.enable()
+    return {name: np.array(values) for name, values in seconds.items()}
+
+
+def median_ratio(ours: np.ndarray, peer: np.ndarray) -> Estimate:
+    """Median of the ratios within rounds, with its interval."""
+    return bootstrap(ours / peer, np.median, rng=np.random.default_rng(0))
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from workloads import Workload
 
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
-BUDGETS = (0.8, 0.5, 0.2)
+BUDGETS = (0.5, 0.2)
 EAGER_BACKEND, COMPILER_BACKEND = "aot_eager_decomp_partition", "inductor"
 FP8_PASS = "activation_quantization_aten_pass"
 Forward = Callable[[], Tensor]

@@ -237,7 +237,7 @@ def suite(scale: str, device: str) -> tuple[Workload, ...]:
     if scale == "quick":
         return decoder(2, 64, 2, 128, 64, 4, device), resnet(8, 1, 2, 32, 10, 4, device)
     if scale == "cpu":
-        return decoder(6, 256, 4, 1024, 256, 4, device), resnet(64, 2, 4, 112, 100, 16, device)
+        return decoder(6, 192, 3, 1024, 256, 8, device), resnet(64, 2, 4, 112, 100, 16, device)
     bf16 = torch.bfloat16
     gpt2 = decoder(12, 768, 12, 50257, 1024, 8, device, autocast=bf16)
     return gpt2, resnet(64, 2, 4, 224, 1000, 64, device, autocast=bf16)
