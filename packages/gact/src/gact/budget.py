@@ -109,7 +109,6 @@ def choose_bits(
 
 
 def _item(key: str, size: Size, sensitivity: Sensitivity | None, group_size: int) -> Item:
-    least = size.least_bits if sensitivity is None else min(size.least_bits, max(sensitivity.trusted_bits, 2))
-    widths = (*(b for b in BITS if b >= least), RAW)
+    widths = (*(b for b in BITS if b >= size.least_bits), RAW)
     costs = tuple(sensitivity.variance(b) if sensitivity is not None else float("nan") for b in widths)
     return Item(key, widths, tuple(size.nbytes(b, group_size) for b in widths), costs)

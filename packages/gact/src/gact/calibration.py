@@ -118,7 +118,7 @@ def probe_sensitivities(
         scale = sum(share * known[item].shape[place] for share, item in zip(shares, members, strict=True))
         for share, item in zip(shares, members, strict=True):
             c = total * share / scale if scale > 0 else 0.0
-            known[item] = Sensitivity(c, known[item].shape, "probed", probe.width)
+            known[item] = Sensitivity(c, known[item].shape, "probed")
     return known
 
 

@@ -9,7 +9,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, final
+from typing import Any, Protocol, final
 
 import torch
 from torch import Tensor
@@ -43,8 +43,7 @@ class Plan:
         keep: Takes a buffer of codes elsewhere; None keeps it.
         take: Gives the memory for a buffer of codes; None lets torch allocate it.
         nonfinite: ``"propagate"``, ``"raise"`` or ``"exact"``.
-        observe: Called with every settled tensor, its form and its node.
-        inspect: Called with the key and the numbers of every tensor that is about to be quantised.
+        collector: Watches what is settled.
         probe: Wraps an affine form (calibration).
     """
 
@@ -58,9 +57,18 @@ class Plan:
     keep: Callable[[Tensor], Any] | None = None
     take: Callable[[int, torch.device], Tensor] | None = None
     nonfinite: str = "propagate"
-    observe: "Callable[[Settled, Form, Any], None] | None" = None
-    inspect: Callable[[str, Tensor], None] | None = None
+    collector: "Watcher | None" = None
     probe: Callable[[str, Coded], Coded] | None = None
+
+
+class Watcher(Protocol):
+    """Sees what a frame does."""
+
+    def inspect(self, key: str, flat: Tensor) -> None:
+        """A tensor is about to be quantised."""
+
+    def observe(self, settled: "Settled", form: Form, node: Any) -> None:
+        """A tensor has got its form."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,8 +255,8 @@ class Frame:
             saved.node_name == node_name and not saved.leaf,
         )  # fmt: skip
         self.settled.append(settled)
-        if self.plan.observe is not None:
-            self.plan.observe(settled, form, node)
+        if self.plan.collector is not None:
+            self.plan.collector.observe(settled, form, node)
 
     def _outside(self, saved: Saved, tensor: Tensor, address: int) -> bool:
         if saved.parameter or address in self.plan.exempt:
@@ -256,7 +264,14 @@ class Frame:
         return self.plan.is_exempt is not None and self.plan.is_exempt(tensor)
 
     def _form(
-        self, node: Any, saved: Saved, tensor: Tensor, treatment: Treatment, key: str, largest: int, shapes: dict[str, torch.Size]
+        self,
+        node: Any,
+        saved: Saved,
+        tensor: Tensor,
+        treatment: Treatment,
+        key: str,
+        largest: int,
+        shapes: dict[str, torch.Size],
     ) -> tuple[Form | None, str]:
         """The small form, or None and the reason why the tensor stays exact."""
         if treatment.form == EXACT:
@@ -301,8 +316,8 @@ class Frame:
 
     def _quantise(self, flat: Tensor, bits: int, key: str) -> Coded:
         self._tensors += 1
-        if self.plan.inspect is not None:
-            self.plan.inspect(key, flat)
+        if self.plan.collector is not None:
+            self.plan.collector.inspect(key, flat)
         noise = stream_key(self.plan.seed, self.invocation, self._tensors)
         out = None
         if self.plan.take is not None:

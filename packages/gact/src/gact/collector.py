@@ -24,13 +24,11 @@ class Sensitivity:
         c: The gradient's variance is c · shape(b).
         shape: Variance at 1, 2, 4 and 8 bits in units of the law's R²/6; (1, 1/9, 1/225, 1/65025) where the law holds.
         source: ``"closed form"``, ``"probed"`` or ``"estimated"``.
-        trusted_bits: Fewest bits at which a steep formula's variance was measured.
     """
 
     c: float
     shape: tuple[float, ...] = tuple(law(b) for b in BITS)
     source: str = "closed form"
-    trusted_bits: int = max(BITS)
 
     def variance(self, bits: int) -> float:
         """Predicted variance of the gradient when the tensor is stored at `bits`; 0 where it is kept exact."""

@@ -1,27 +1,23 @@
 """The public context manager: compresses what autograd saves inside it, and learns where bits matter."""
 
 import threading
-import warnings
 import weakref
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import wraps
-from math import nan
+from types import TracebackType
 from typing import Any, Self, final
 
 import torch
 from torch import Tensor
 
-
 from gact import distributed
 from gact.affine import BITS, GROUP_SIZES
 from gact.allocation import RAW, Allocation
-from gact.budget import Size, choose_bits, other_bytes
 from gact.calibration import BASE_BITS, Probe, probe_sensitivities, undisturbed
 from gact.capture import Frame, Plan, Settled
 from gact.collector import Collector, Sensitivity
-from gact.guard import CoordinateSample, Drift, decide
+from gact.learner import Learner
 from gact.names import ModuleNames
 from gact.nodes import HAS_CREATION_HOOK, watch
 from gact.report import Report, build_report
@@ -29,11 +25,6 @@ from gact.rules import Rule, Rules
 from gact.target import Target, parse_target
 
 _FORMAT = 1
-GUARD_STEP = 0.5  # bits on average, at a time
-
-
-class GuardWarning(UserWarning):
-    """Compression's share of the gradient's variance is larger than wanted, and no bits can be added."""
 
 
 @final
@@ -86,7 +77,7 @@ class ActivationCompressor:
         bits: int | str | Target = "auto:4",
         *,
         group_size: int = 256,
-        rules: Iterable[Rule] = (),
+        rules: Iterable[Rule] | Rules = (),
         min_bytes: int = 16384,
         offload: Any = None,
         seed: int = 0,
@@ -94,39 +85,19 @@ class ActivationCompressor:
         nonfinite: str = "propagate",
         process_group: Any = None,
     ) -> None:
-        if not isinstance(model, torch.nn.Module):
-            raise TypeError(f"model is a {type(model).__name__}; give the torch.nn.Module that is trained")
-        if group_size not in GROUP_SIZES:
-            raise ValueError(f"group_size={group_size}; allowed are {', '.join(map(str, GROUP_SIZES))}")
-        if min_bytes < 0:
-            raise ValueError(f"min_bytes={min_bytes}; give 0 or more")
-        if nonfinite not in ("propagate", "raise", "exact"):
-            raise ValueError(f"nonfinite={nonfinite!r}; allowed are 'propagate', 'raise' and 'exact'")
-        if guard is not None and not guard > 0:
-            raise ValueError(f"guard={guard}; give the largest share of the gradient's variance, such as 0.1, or None")
+        _check(model, group_size, min_bytes, guard, nonfinite)
         self.target = parse_target(bits)
         self.rules = rules if isinstance(rules, Rules) else Rules(rules)
-        self.group_size, self.min_bytes, self.seed, self.guard = group_size, min_bytes, seed, guard
-        self._nonfinite, self._offload, self._group = nonfinite, offload, process_group
-        self._own_seed = distributed.rank_seed(seed, process_group) if distributed.ready() else seed
+        self.group_size, self.min_bytes, self.seed = group_size, min_bytes, seed
+        self._nonfinite, self._offload = nonfinite, offload
+        self._noise = distributed.rank_seed(seed, process_group) if distributed.ready() else seed
         self._model = weakref.ref(model)
         self._names = ModuleNames(model, self._current_modules)
+        self._learner = Learner(self.target, model, group_size, guard, seed, process_group)
         self._local = threading.local()
         self._lock = threading.Lock()
         self._invocation = 0
-        self._average = self.target.value if self.target.kind == "average" else None
-        self.bits: dict[str, int] = {}
-        self.sensitivities: dict[str, Sensitivity] = {}
-        self.allocation: Allocation | None = None
         self._last: tuple[Settled, ...] = ()
-        self._collector: Collector | None = Collector(group_size) if self.target.adaptive else None
-        self._collecting = False
-        self._overhead: int | None = None
-        self._sizes: dict[str, Size] = {}
-        self._estimates: dict[str, float] = {}
-        self._sample: CoordinateSample | None = None
-        self._drift = Drift()
-        self._guard_note = ""
 
     # -- the context ------------------------------------------------------------------------------------------------
 
@@ -134,29 +105,30 @@ class ActivationCompressor:
         if getattr(self._local, "depth", 0):
             self._local.depth += 1
             return self
-        self._refresh_if_complete()
-        frame, collector = self._frame()
+        self._learner.refresh()
+        collector = self._learner.lend()
+        with self._lock:
+            self._invocation += 1
+            frame = Frame(self._plan(collector, None), self._invocation, HAS_CREATION_HOOK)
         stack = ExitStack()
-        stack.enter_context(self._names.following())
-        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(frame.pack, frame.unpack))
-        stack.enter_context(watch(frame.observe))
-        self._local.depth, self._local.frame, self._local.stack = 1, frame, stack
+        stack.enter_context(self._following(frame))
+        self._local.stack, self._local.depth = stack, 1
         return self
 
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._local.depth -= 1
         if self._local.depth:
             return
         frame, stack = self._local.frame, self._local.stack
-        self._local.frame = self._local.stack = None
+        self._local.stack = None
         stack.close()
-        frame.close()
+        settled = tuple(frame.settled)
         with self._lock:
-            if kind is None:
-                self._last = tuple(frame.settled)
-            elif self._collecting:  # nothing was learnt
-                self._collector = Collector(self.group_size)
-            self._collecting = False
+            if kind is None and settled:
+                self._last = settled
+        self._learner.returned(frame.plan.collector, settled if kind is None else None)
 
     def wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return the function (or module) as one that runs inside this context."""
@@ -170,12 +142,32 @@ class ActivationCompressor:
 
     # -- learning ---------------------------------------------------------------------------------------------------
 
+    @property
+    def bits(self) -> dict[str, int]:
+        """Bits of each stored tensor, by name; those not in it get `target.first_bits`."""
+        return dict(self._learner.bits)
+
+    @property
+    def sensitivities(self) -> dict[str, Sensitivity]:
+        """What is known of each stored tensor's noise, by name."""
+        return dict(self._learner.sensitivities)
+
+    @property
+    def allocation(self) -> Allocation | None:
+        """The last choice of bits, with its bound; None before one was made."""
+        return self._learner.allocation
+
+    @property
+    def predicted_variance(self) -> float | None:
+        """Predicted variance of the gradient due to what the last pass stored; None while it is not known."""
+        return self.report().predicted_variance if self._last else None
+
     def step(self, loss: Tensor | float | None = None, *, scale: float = 1.0) -> None:
         """Take note that an optimiser step is over: choose bits anew where something new is known.
 
         Optional. Without it, sensitivities are learnt once, from the first pass. With it, they are learnt again when
         the loss or the gradient's norm has moved by more than a factor of two, and the guard can raise bits. Call it
-        while the gradients are still there, before ``zero_grad``.
+        while the gradients are still there, before ``zero_grad``; it waits for the device once.
 
         Args:
             loss: Of this step.
@@ -184,38 +176,8 @@ class ActivationCompressor:
         Raises:
             AllocationError: If the budget cannot be met.
         """
-        self._refresh_if_complete()
-        model = self._alive()
-        if not self.target.adaptive and self.guard is None:
-            return
-        if self._sample is None:
-            self._sample = CoordinateSample(model.named_parameters(), seed=self.seed)
-        self._sample.observe(scale)
-        norm = self._sample.norm_square**0.5
-        value = float(loss) if loss is not None else nan
-        due = self.target.adaptive and self._drift.update(value, norm)
-        if self._anywhere(due) and self._collector is None:
-            self._drift.refreshed()
-            self._collector = Collector(self.group_size)
-        if self.guard is not None:
-            self._heed_guard()
-
-    def _heed_guard(self) -> None:
-        """Raise the average bits where compression's predicted variance is too large a share of the gradient's own."""
-        predicted = self.predicted_variance
-        if predicted is None or self._sample is None or self.guard is None:
-            return
-        decision = decide(predicted, self._sample.own(predicted), self.guard)
-        if not self._anywhere(decision.raise_bits):
-            return
-        if self.target.kind != "average" or (self._average or 0) >= max(BITS):
-            if decision.message != self._guard_note:
-                warnings.warn(decision.message, GuardWarning, stacklevel=3)
-            self._guard_note = decision.message
-            return
-        self._guard_note = decision.message
-        self._average = min(float(max(BITS)), (self._average or self.target.value) + GUARD_STEP)
-        self._allocate(self._sizes, self._last)
+        self._learner.refresh()
+        self._learner.step(self._alive(), None if loss is None else float(loss), scale, self.predicted_variance)
 
     def calibrate(self, closure: Callable[[], Tensor], *, width: int = 2, draws: int = 2) -> Allocation | None:
         """Measure on one batch how much each kind of stored tensor moves the gradient, and choose the bits.
@@ -240,34 +202,26 @@ class ActivationCompressor:
         model = self._alive()
         if getattr(self._local, "depth", 0):
             raise RuntimeError("calibrate runs a pass of its own: call it outside of `with compressor:`")
-        if width not in BITS or draws < 1:
-            raise ValueError(f"width={width}, draws={draws}: give a width of 1, 2, 4 or 8 and at least one draw")
-        probe = Probe(width, self.group_size, self.seed)
+        if width not in BITS[:-1] or draws < 1:
+            raise ValueError(f"width={width}, draws={draws}: give a width of 1, 2 or 4 and at least one draw")
+        probe = Probe(width, self.group_size, self._noise)
         collector = Collector(self.group_size)
         frame = Frame(self._plan(collector, probe), 0, HAS_CREATION_HOOK)
         with undisturbed(model):
-            self._local.frame = frame
-            try:
-                with (
-                    self._names.following(),
-                    torch.autograd.graph.saved_tensors_hooks(frame.pack, frame.unpack),
-                    watch(frame.observe),
-                ):
-                    loss = closure()
-            finally:
-                self._local.frame = None
-                frame.close()
+            with self._following(frame):
+                loss = closure()
             if not isinstance(loss, Tensor) or loss.grad_fn is None or loss.numel() != 1:
                 raise ValueError("the closure must return a loss with a graph: one number that requires a gradient")
             parameters = [p for p in model.parameters() if p.requires_grad]
             found = probe_sensitivities(loss, parameters, probe, collector, draws)
-        with self._lock:
-            self._collector = None
-        self._adopt(found, collector, tuple(frame.settled))
+        self._learner.adopt(found, collector, tuple(frame.settled))
         return self.allocation
 
     def report(self, *, notes: Iterable[str] = ()) -> Report:
         """Return what the last forward pass saved, tensor by tensor.
+
+        Args:
+            notes: Sentences to add.
 
         Raises:
             RuntimeError: If there was none yet.
@@ -276,44 +230,27 @@ class ActivationCompressor:
             last = self._last
         if not last:
             raise RuntimeError("nothing saved yet: run a forward pass inside `with compressor:` first")
-        return build_report(last, self.sensitivities, (*self._notes(), *notes))
+        self._learner.refresh()
+        return build_report(last, self._learner.sensitivities, (*self._learner.notes(), *notes))
 
     def state_dict(self) -> dict[str, Any]:
         """Return bits, sensitivities and the counter of the rounding noise as plain data."""
-        return {
-            "format": _FORMAT,
-            "invocation": self._invocation,
-            "bits": dict(self.bits),
-            "average": self._average,
-            "overhead": self._overhead,
-            "sensitivities": {k: (s.c, s.shape, s.source, s.trusted_bits) for k, s in self.sensitivities.items()},
-            "estimates": dict(self._estimates),
-            "drift": self._drift.state_dict(),
-            "sample": None if self._sample is None else self._sample.state_dict(),
-        }
+        return {"format": _FORMAT, "invocation": self._invocation, **self._learner.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up where `state_dict` was called: the same bits, and no noise used twice.
+
+        Args:
+            state: From `state_dict`.
 
         Raises:
             ValueError: If the state is of another format.
         """
         if state.get("format") != _FORMAT:
             raise ValueError(f"a state of format {state.get('format')!r}; this version reads format {_FORMAT}")
-        sensitivities = {
-            k: Sensitivity(c, tuple(shape), source, trusted)
-            for k, (c, shape, source, trusted) in state["sensitivities"].items()
-        }
+        self._learner.load_state_dict(state, self._alive())
         with self._lock:
-            self._invocation, self._average = int(state["invocation"]), state["average"]
-            self._overhead, self.bits = state["overhead"], {k: int(b) for k, b in state["bits"].items()}
-            self.sensitivities, self._estimates = sensitivities, dict(state["estimates"])
-            self._drift.load_state_dict(state["drift"])
-            if state["sample"] is not None:
-                self._sample = CoordinateSample(self._alive().named_parameters(), seed=self.seed)
-                self._sample.load_state_dict(state["sample"])
-            if sensitivities:
-                self._collector = None
+            self._invocation = int(state["invocation"])
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
@@ -327,97 +264,48 @@ class ActivationCompressor:
         frame = getattr(self._local, "frame", None)
         return None if frame is None else frame.modules
 
-    def _frame(self) -> tuple[Frame, Collector | None]:
-        with self._lock:
-            self._invocation += 1
-            invocation = self._invocation
-            collector = self._collector if not self._collecting else None
-            if collector is not None and collector.stored:  # its backward pass has not come yet
-                collector = None
-            self._collecting = self._collecting or collector is not None
-        return Frame(self._plan(collector, None), invocation, HAS_CREATION_HOOK), collector
+    @contextmanager
+    def _following(self, frame: Frame) -> Iterator[None]:
+        """Let a frame see what this thread saves."""
+        self._local.frame = frame
+        try:
+            with (
+                self._names.following(),
+                torch.autograd.graph.saved_tensors_hooks(frame.pack, frame.unpack),
+                watch(frame.observe),
+            ):
+                yield
+        finally:
+            self._local.frame = None
+            frame.close()
 
     def _plan(self, collector: Collector | None, probe: Probe | None) -> Plan:
         model = self._alive()
         tensors = [*model.parameters(), *model.buffers()]
         exempt = frozenset(t.untyped_storage()._cdata for t in tensors if type(t.data) is Tensor and not t.is_meta)
-        default = self.target.first_bits
-        chosen = self.bits
+        width = self._learner.width
 
         def bits(key: str, least: int) -> int:
             if probe is not None:
                 return BASE_BITS
-            width = chosen.get(key, default)
-            if key not in chosen and self.target.kind != "fixed" or least > 2:
-                width = max(width, least)
-            return 8 if width == RAW and collector is not None else width
+            chosen = width(key, least)
+            return max(BITS) if chosen == RAW and collector is not None else chosen
 
         return Plan(
-            rules=self.rules, bits=bits, min_bytes=self.min_bytes, group_size=self.group_size, seed=self._own_seed,
+            rules=self.rules, bits=bits, min_bytes=self.min_bytes, group_size=self.group_size, seed=self._noise,
             exempt=exempt, keep=self._offload.put if self._offload is not None else None, nonfinite=self._nonfinite,
-            observe=collector.observe if collector is not None else None,
-            inspect=collector.inspect if collector is not None else None,
-            probe=probe.form if probe is not None else None,
+            collector=collector, probe=probe.form if probe is not None else None,
         )  # fmt: skip
 
-    def _refresh_if_complete(self) -> None:
-        with self._lock:
-            collector = self._collector
-            if collector is None or self._collecting or not collector.seen:
-                return
-            self._collector = None
-            last = self._last
-        self._adopt(collector.sensitivities(), collector, last)
 
-    def _adopt(self, found: Mapping[str, Sensitivity], collector: Collector, settled: tuple[Settled, ...]) -> None:
-        """Take new sensitivities and choose the bits."""
-        self.sensitivities = {**self.sensitivities, **{k: self._updated(k, new) for k, new in found.items()}}
-        self._sizes = {
-            item: Size(stored.numel, stored.first.dtype, stored.least_bits) for item, stored in collector.stored.items()
-        }
-        self._estimates = {**self._estimates, **collector.estimates()}
-        self._allocate(self._sizes, settled)
-
-    def _updated(self, item: str, new: Sensitivity) -> Sensitivity:
-        """A probed sensitivity moves with its estimate until it is probed again."""
-        old, before = self.sensitivities.get(item), self._estimates.get(item, 0.0)
-        if old is None or old.source != "probed" or new.source != "estimated" or not (before > 0 and new.c > 0):
-            return new
-        return replace(old, c=old.c * new.c / before, shape=new.shape)
-
-    def _allocate(self, sizes: Mapping[str, Size], settled: tuple[Settled, ...]) -> None:
-        """Choose the bits; all ranks the same."""
-        if not self.target.adaptive or not sizes:
-            return
-        overhead = self._measured_overhead(settled) if self.target.kind == "fit" else None
-        self.allocation = choose_bits(
-            self.target, sizes, self.sensitivities, others=other_bytes(settled), overhead=overhead,
-            group_size=self.group_size, average=self._average,
-        )  # fmt: skip
-        chosen = distributed.agree(self.allocation.bits, self._group) if distributed.ready() else self.allocation.bits
-        self.bits = {**self.bits, **chosen}
-
-    def _measured_overhead(self, settled: tuple[Settled, ...]) -> int | None:
-        """Bytes at the peak so far that were no saved activations; measured on CUDA, else as calibration found it."""
-        parameter = next(self._alive().parameters(), None)
-        if parameter is None or parameter.device.type != "cuda":
-            return self._overhead
-        peak = torch.cuda.max_memory_allocated(parameter.device)
-        self._overhead = max(0, peak - build_report(settled, {}).saved_bytes)
-        return self._overhead
-
-    @property
-    def predicted_variance(self) -> float | None:
-        """Predicted variance of the gradient due to what the last pass stored; None while it is not known."""
-        with self._lock:
-            last = self._last
-        return build_report(last, self.sensitivities).predicted_variance if last else None
-
-    def _anywhere(self, here: bool) -> bool:
-        return distributed.any_rank(here, self._group) if distributed.ready() else here
-
-    def _notes(self) -> list[str]:
-        notes = [self._guard_note] if self._guard_note else []
-        if self.allocation is not None and self.allocation.message:
-            notes.append(self.allocation.message)
-        return notes
+def _check(model: Any, group_size: int, min_bytes: int, guard: float | None, nonfinite: str) -> None:
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}; give the torch.nn.Module that is trained")
+    if group_size not in GROUP_SIZES:
+        raise ValueError(f"group_size={group_size}; allowed are {', '.join(map(str, GROUP_SIZES))}")
+    if min_bytes < 0:
+        raise ValueError(f"min_bytes={min_bytes}; give 0 or more")
+    if nonfinite not in ("propagate", "raise", "exact"):
+        raise ValueError(f"nonfinite={nonfinite!r}; allowed are 'propagate', 'raise' and 'exact'")
+    if guard is not None and not guard > 0:
+        raise ValueError(f"guard={guard}; give the largest share of the gradient's variance, such as 0.1, or None")
