@@ -8,7 +8,7 @@ price λ of a byte rules out most choices; HiGHS decides the few that remain.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, SupportsFloat
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
@@ -149,7 +149,9 @@ class _Relaxation:
     price: float  # λ
 
 
-def allocate(items: Sequence[Item], budget: float, *, time_limit: float = 2.0, exact: bool = True) -> Allocation:
+def allocate(
+    items: Sequence[Item], budget: SupportsFloat, *, time_limit: float = 2.0, exact: bool = True
+) -> Allocation:
     """The cheapest choice for every item within a budget of bytes.
 
     Args:
@@ -177,6 +179,7 @@ def allocate(items: Sequence[Item], budget: float, *, time_limit: float = 2.0, e
     """
     if len({item.key for item in items}) != len(items):
         raise ValueError("two items have the same key; give each tensor, or group of tensors, its own")
+    budget = float(budget)
     if math.isnan(budget) or budget < 0:
         raise ValueError(f"budget is {budget}; give a number of bytes >= 0")
     classes = _classes(items)
@@ -190,7 +193,7 @@ def allocate(items: Sequence[Item], budget: float, *, time_limit: float = 2.0, e
         message += "allow fewer bits"
         nbytes, cost = _totals(classes, counts)
         return Allocation(_spread(items, classes, counts), nbytes, cost, math.inf, "infeasible", message, unknown)
-    start = _relax(classes, min(budget, sum(len(c.members) * c.nbytes[-1] for c in classes)))
+    start = _relax(classes, min(budget, float(sum(len(c.members) * c.nbytes[-1] for c in classes))))
     for _ in range(_ROUNDS if exact else 0):
         before = start.cost
         if before > start.bound * (1 + _TIGHT):

@@ -193,10 +193,8 @@ def matmul(
         c, on the device.
 
     Raises:
-        ValueError: If the shapes do not fit or `operand` is unknown.
+        ValueError: If the shapes do not fit.
     """
-    if operand not in ("left", "right"):
-        raise ValueError(f"operand is {operand!r}; give 'left' or 'right'")
     outer = -2 if operand == "left" else -1
     if grad_output.dim() != len(size) or grad_output.shape[outer] != size[outer]:
         raise ValueError(f"the {operand} operand of shape {tuple(size)} does not fit {tuple(grad_output.shape)}")

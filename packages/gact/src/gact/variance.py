@@ -14,7 +14,7 @@ _LEAST = 1e-35  # ranges whose scale could overflow
 _FRACTIONS = 1 << 16  # the quantiser rounds by random 16-bit integers, so probabilities are multiples of 2⁻¹⁶
 
 
-def law(bits: float) -> float:
+def law(bits: int) -> float:
     """The law of the noise in the number of bits, S(b) = 1 / (2ᵇ − 1)².
 
     It holds where the fractional part of (x − low) · B / R is about uniform: well at 4 and 8 bits, roughly at 2, not at
@@ -53,7 +53,7 @@ def range_energy(low: Float[Tensor, "groups"], high: Float[Tensor, "groups"]) ->
 
 
 def law_variance(
-    low: Float[Tensor, "groups"], high: Float[Tensor, "groups"], numel: int, group_size: int, bits: float
+    low: Float[Tensor, "groups"], high: Float[Tensor, "groups"], numel: int, group_size: int, bits: int
 ) -> Float[Tensor, ""]:
     """Total variance of a stored tensor by the law, Σ_i Var[x̂_i] ≈ Σ_g n_g R_g² / (6 B²).
 
@@ -147,8 +147,10 @@ def _chunk_variance(values: Tensor, low: Tensor, spread: Tensor) -> Tensor:
     for bits in BITS:
         levels = 2**bits - 1
         # Constant groups are stored exactly; next to the smallest normal number the variance is zero all the same.
-        scale = torch.where(spread.abs() < _LEAST, 0, levels / spread)
-        chance = (offset * scale[:, None]).mul_(_FRACTIONS).floor_().remainder_(_FRACTIONS).div_(_FRACTIONS)
+        scale = torch.where(spread.abs() < _LEAST, 0, levels * _FRACTIONS / spread)
+        short = spread * scale < levels * _FRACTIONS  # by rounding: the quantiser gives the largest value the last code
+        scale = torch.where(short & (scale > 0), torch.nextafter(scale, torch.full_like(scale, torch.inf)), scale)
+        chance = (offset * scale[:, None]).floor_().remainder_(_FRACTIONS).div_(_FRACTIONS)
         share = (chance - chance.square()).sum(1, dtype=wide)
         sums.append((share * square).sum() / levels**2)
     variances = torch.stack(sums)
