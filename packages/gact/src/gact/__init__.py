@@ -10,6 +10,8 @@ Reference:
 
 from gact.allocation import Allocation as Allocation
 from gact.allocation import AllocationError as AllocationError
+from gact.census import Census as Census
+from gact.census import estimate as estimate
 from gact.compressor import ActivationCompressor as ActivationCompressor
 from gact.report import Report as Report
 from gact.rules import Rule as Rule

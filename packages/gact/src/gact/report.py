@@ -156,7 +156,7 @@ def build_report(
                 outside += s.storage_bytes
             else:
                 plain = s.storage_bytes
-        unit = ("storage", s.storage) if s.form == "exact" else (s.item, s.form)
+        unit = ("storage", s.storage) if s.form == "exact" else (s.item or s.key, s.form)
         if unit not in kept_seen and not (s.form == "exact" and s.storage in elsewhere):
             kept_seen.add(unit)
             kept = s.nbytes
