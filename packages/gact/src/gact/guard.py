@@ -108,7 +108,7 @@ class CoordinateSample:
         current = self._read(scale)
         if not current:
             return self.variance
-        shared = [name for name in current if name in self._previous]
+        shared = [n for n in current if n in self._previous and self._previous[n].shape == current[n].shape]
         values = [self._square(current.values())]
         if shared:
             values.append(0.5 * self._square(current[name] - self._previous[name] for name in shared))
@@ -183,6 +183,7 @@ class CoordinateSample:
             generator = torch.Generator().manual_seed(self._seed * 0x9E3779B1 + zlib.crc32(name.encode()))
             where = torch.randint(numel, (self._coordinates,), generator=generator).sort().values
             known = self._where[name] = (numel, where.to(flat.device))
+            self._previous.pop(name, None)  # read elsewhere
         return known[1]
 
     @staticmethod

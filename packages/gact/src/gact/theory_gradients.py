@@ -1,4 +1,4 @@
-"""Sensitivity and allocation once more, slow and obvious, in plain NumPy: for tests and claims, not for the numerics."""
+"""Sensitivity and allocation once more, slow and obvious, in plain NumPy: for tests and claims, not the numerics."""
 
 import heapq
 import itertools
