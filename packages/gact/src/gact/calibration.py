@@ -19,7 +19,6 @@ from gact.collector import Collector, Sensitivity
 from gact.counter_rng import stream_key
 from gact.forms import Coded
 
-
 BASE_BITS = 8  # of all that is not being probed
 
 

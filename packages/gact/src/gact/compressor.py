@@ -11,6 +11,7 @@ from typing import Any, Self, final
 import torch
 from torch import Tensor
 
+from common_core.memory import PeakMeter
 from gact import distributed
 from gact.affine import BITS, GROUP_SIZES
 from gact.allocation import RAW, Allocation
@@ -214,8 +215,24 @@ class ActivationCompressor:
                 raise ValueError("the closure must return a loss with a graph: one number that requires a gradient")
             parameters = [p for p in model.parameters() if p.requires_grad]
             found = probe_sensitivities(loss, parameters, probe, collector, draws)
+        if self.target.kind == "fit":
+            self._learner.overhead = self._measured_overhead(model, closure)
         self._learner.adopt(found, collector, tuple(frame.settled))
         return self.allocation
+
+    def _measured_overhead(self, model: torch.nn.Module, closure: Callable[[], Tensor]) -> int:
+        """Bytes at the peak of a pass that are no saved activations: parameters, gradients and temporaries.
+
+        On CUDA the allocator's own peak is read later, which has the optimiser's state in it.
+        """
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        collector = Collector(self.group_size, exact_shape=False)
+        frame = Frame(self._plan(collector, Probe(max(BITS), self.group_size, self._noise)), 0, HAS_CREATION_HOOK)
+        with undisturbed(model), PeakMeter(parameters[0].device.type, alive=model) as meter:
+            with self._following(frame):
+                loss = closure()
+            torch.autograd.grad(loss, parameters, allow_unused=True)
+        return max(0, meter.reading().peak - build_report(frame.settled, {}).saved_bytes)
 
     def report(self, *, notes: Iterable[str] = ()) -> Report:
         """Return what the last forward pass saved, tensor by tensor.

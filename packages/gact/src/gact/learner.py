@@ -59,7 +59,7 @@ class Learner:
         self._sizes: dict[str, Size] = {}
         self._estimates: dict[str, float] = {}
         self._average = target.value if target.kind == "average" else None
-        self._overhead: int | None = None
+        self.overhead: int | None = None
         self._sample: CoordinateSample | None = None
         self._drift = Drift()
         self._note = ""
@@ -167,7 +167,7 @@ class Learner:
         return {
             "bits": dict(self.bits),
             "average": self._average,
-            "overhead": self._overhead,
+            "overhead": self.overhead,
             "sensitivities": {k: (s.c, s.shape, s.source) for k, s in self.sensitivities.items()},
             "estimates": dict(self._estimates),
             "drift": self._drift.state_dict(),
@@ -185,7 +185,7 @@ class Learner:
             k: Sensitivity(c, tuple(shape), source) for k, (c, shape, source) in state["sensitivities"].items()
         }
         with self._lock:
-            self._average, self._overhead = state["average"], state["overhead"]
+            self._average, self.overhead = state["average"], state["overhead"]
             self.bits = {k: int(b) for k, b in state["bits"].items()}
             self.sensitivities, self._estimates = sensitivities, dict(state["estimates"])
             self._drift.load_state_dict(state["drift"])
@@ -216,10 +216,10 @@ class Learner:
     def _measured_overhead(self) -> int | None:
         """Bytes at the peak so far that were no saved activations; measured on CUDA, else as it was given."""
         if self._device.type != "cuda":
-            return self._overhead
+            return self.overhead
         peak = torch.cuda.max_memory_allocated(self._device)
-        self._overhead = max(0, peak - build_report(self._settled, {}).saved_bytes)
-        return self._overhead
+        self.overhead = max(0, peak - build_report(self._settled, {}).saved_bytes)
+        return self.overhead
 
     def _heed_guard(self, share: float, predicted: float, sample: CoordinateSample) -> None:
         """Raise the average bits where compression's predicted variance is too large a share of the gradient's own."""
