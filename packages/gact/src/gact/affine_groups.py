@@ -179,6 +179,6 @@ def careful_decoder(low: torch.Tensor, high: torch.Tensor, bits: int) -> Decoder
 
 
 def _scale(span: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-    """codes / span, raised by one ulp where span·scale would fall short of codes: the largest value gets code B."""
+    """Codes / span, raised by one ulp where span·scale would fall short of codes: the largest value gets code B."""
     scale = codes / span
     return torch.where(span * scale < codes, torch.nextafter(scale, torch.full_like(scale, math.inf)), scale)

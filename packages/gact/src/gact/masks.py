@@ -117,10 +117,8 @@ def unpack_fields(packed: UInt8[torch.Tensor, " m"], width: int, numel: int) -> 
         TypeError: If `packed` is not uint8.
         ValueError: If the width is another one, or `packed` has another length.
     """
-    check_fields(packed, width)
+    check_length(packed, width, numel)
     lanes = 8 // width
-    if packed.numel() != -(-numel // lanes):
-        raise ValueError(f"{packed.numel()} bytes for {numel} fields of {width} bits: need {-(-numel // lanes)}")
     values = torch.empty(packed.numel() * lanes, dtype=torch.uint8, device=packed.device)
     for start in range(0, packed.numel(), _CHUNK // lanes):
         part = packed[start : start + _CHUNK // lanes]
@@ -145,6 +143,24 @@ def check_fields(values: torch.Tensor, width: int) -> None:
         raise TypeError(f"values of dtype {values.dtype}: fields are uint8; convert them first")
     if values.ndim != 1 or not values.is_contiguous():
         raise ValueError(f"values of shape {tuple(values.shape)}: give one contiguous dimension, x.reshape(-1)")
+
+
+def check_length(packed: torch.Tensor, width: int, numel: int) -> None:
+    """Refuse what `unpack_fields` cannot take.
+
+    Args:
+        packed: Packed bytes.
+        width: Bits a field.
+        numel: Number of fields.
+
+    Raises:
+        TypeError: If `packed` is not uint8.
+        ValueError: If the width is none of `WIDTHS`, or `packed` has another length than ⌈numel·width/8⌉.
+    """
+    check_fields(packed, width)
+    need = -(-numel * width // 8)
+    if packed.numel() != need:
+        raise ValueError(f"{packed.numel()} bytes for {numel} fields of {width} bits: need {need}")
 
 
 def pack_into(
