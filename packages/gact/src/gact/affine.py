@@ -315,8 +315,11 @@ def _encode(
     encoder = groups_of.plain_encoder(smallest, largest, bits) if groups.device.type == "cpu" else None
     if encoder is None:
         groups, encoder = groups_of.careful_encoder(groups, smallest, largest, bits)
-    low.copy_(encoder.low.view(-1))
-    high.copy_(encoder.high.view(-1))
+    for stored, end in ((low, encoder.low.view(-1)), (high, encoder.high.view(-1))):
+        stored.copy_(end)
+        if encoder.cap is not None:  # the careful way: there may be NaN
+            integer, pattern = groups_of.NAN_BITS[stored.dtype]
+            stored.view(integer).masked_fill_(end.isnan(), pattern)
     rows, size = _rows(groups), groups.shape[1]
     most = min(rows, len(groups)) * size
     real = scratch.take("real", most, wide, groups.device).view(-1, size)

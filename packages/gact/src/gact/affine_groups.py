@@ -12,6 +12,13 @@ from typing import final
 import torch
 
 FIXED = 1 << 16  # one code in the fixed-point numbers that are rounded
+# type of the numbers: integers of their size, and the bits of the one NaN that is stored (conversions make several)
+NAN_BITS = {
+    torch.float16: (torch.int16, 0x7E00),
+    torch.bfloat16: (torch.int16, 0x7FC0),
+    torch.float32: (torch.int32, 0x7FC00000),
+    torch.float64: (torch.int64, 0x7FF8000000000000),
+}
 
 
 @final

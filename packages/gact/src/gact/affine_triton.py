@@ -15,13 +15,6 @@ from jaxtyping import Float, UInt8
 
 from gact import affine, affine_groups, counter_rng
 
-_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-_NAN_BITS = {
-    torch.float16: 0x7E00,
-    torch.bfloat16: 0x7FC0,
-    torch.float32: 0x7FC00000,
-    torch.float64: 0x7FF8000000000000,
-}
 _TL = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32, torch.float64: tl.float64}
 _TILE = 2048  # numbers a program holds in registers
 _BLOCK = tl.constexpr(counter_rng.BLOCK)
@@ -57,7 +50,8 @@ def quantise(
     codes = affine.prepare(x, bits, key, group_size, out)
     if codes.groups == 0:
         return codes
-    integer, wide = _INTEGERS[codes.dtype.itemsize], _wide(codes.dtype)
+    integer, nan = affine_groups.NAN_BITS[codes.dtype]
+    wide = _wide(codes.dtype)
     places = min(counter_rng.BLOCK // group_size, codes.groups)
     blocks = -(-codes.groups * group_size // counter_rng.BLOCK)
     rows = min(max(1, _TILE // group_size), 1 << (blocks - 1).bit_length())
@@ -76,7 +70,7 @@ def quantise(
         ROWS=rows,
         DTYPE=_TL[codes.dtype],
         WIDE=_TL[wide],
-        NAN=_NAN_BITS[codes.dtype],
+        NAN=nan,
         TINY=tiny,
         LIFT=lift,
         num_warps=4,
