@@ -18,13 +18,14 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from gact import kernels
 from gact.allocation import RAW
 from gact.counter_rng import stream_key
-from gact.forms import Affine, Coded, Form, Levels, LogOf, Raw, Shape, View, two_values
+from gact.forms import Affine, Coded, Form, Levels, Raw, Shape, Through, View, two_values, version_of
 from gact.geometry import flatten
 from gact.ledger import affine_bytes
-from gact.nodes import is_custom, read_saved, saved_names, views_parameter
-from gact.rules import AFFINE, EXACT, EXP, INDICES, SHAPE, STEP, UNKNOWN, Rules, Treatment, operation
-from gact.steps import encode_indices, encode_step
+from gact.nodes import is_custom, read_saved, saved_names, variant, views_parameter
+from gact.rules import AFFINE, BRANCH, COS, EXACT, EXP, INDICES, SHAPE, SIN, STEP, UNKNOWN, Rules, Treatment, operation
+from gact.steps import encode_branch, encode_indices, encode_step
 
+THROUGH = {EXP: (torch.exp, torch.log), COS: (torch.cos, torch.acos), SIN: (torch.sin, torch.asin)}  # and back
 STATISTIC_SHARE = 16  # a custom function's constant this many times smaller than its largest tensor is a statistic
 
 
@@ -121,7 +122,7 @@ class Saved:
         node = tensor.grad_fn
         self.tensor: Tensor | None = tensor.detach()  # the tensor itself may be the node's result: a cycle
         self.form: Form | None = None
-        self.version = 0 if tensor.is_inference() else tensor._version
+        self.version = version_of(tensor)
         self.leaf = tensor.is_leaf and tensor.requires_grad
         self.constant = not tensor.requires_grad
         self.parameter = self.leaf or views_parameter(node)
@@ -163,7 +164,12 @@ class Frame:
     def pack(self, tensor: Tensor) -> Saved:
         """Hold a tensor until its node is known."""
         saved = Saved(tensor)
-        if type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.layout != torch.strided or tensor.is_meta:
+        if (
+            type(tensor) not in (Tensor, torch.nn.Parameter)
+            or tensor.layout != torch.strided
+            or tensor.is_nested
+            or tensor.is_meta
+        ):
             saved.form, saved.tensor = Raw(tensor.detach()), None  # subclasses know best themselves
         else:
             self._pending.append(saved)
@@ -196,7 +202,7 @@ class Frame:
         """Settle what no node was seen for: exact."""
         for saved in self._pending:
             assert saved.tensor is not None
-            saved.form, saved.tensor = Raw(saved.tensor), None
+            saved.form, saved.tensor = Raw(saved.tensor, saved.version), None
         self._pending.clear()
         self._shared.clear()
         self._raw.clear()
@@ -231,7 +237,7 @@ class Frame:
         base = f"{module}/{operation(node_name)}.{name}"
         key = f"{base}#{self._names[base]}"
         self._names[base] += 1
-        treatment = self.plan.rules.treatment(node_name, name, module)
+        treatment = self.plan.rules.treatment(node_name, name, module, variant(node))
         storage = tensor.untyped_storage()
         address = storage._cdata
         if address not in self._storages:
@@ -242,10 +248,12 @@ class Frame:
             reason = "parameter" if saved.parameter or address in self.plan.exempt else "constant"
         elif tensor.numel() * tensor.element_size() < self.plan.min_bytes:
             reason = "small"
+        elif version_of(tensor) != saved.version:
+            reason = "changed in place"
         else:
             form, reason = self._form(node, saved, tensor, treatment, key, largest, shapes)
         if form is None:
-            form = Raw(tensor)
+            form = Raw(tensor, saved.version)
             self._raw[address] = weakref.ref(form)
             outside = outside or reason == "constant"
         saved.form, saved.tensor = form, None
@@ -294,9 +302,9 @@ class Frame:
                 return (form, "") if form is not None else (None, "constant")
             if tensor.numel() * STATISTIC_SHARE <= largest:
                 return None, "statistic"
-        return self._affine(tensor, key, treatment)
+        return self._affine(node, tensor, key, treatment)
 
-    def _affine(self, tensor: Tensor, key: str, treatment: Treatment) -> tuple[Form | None, str]:
+    def _affine(self, node: Any, tensor: Tensor, key: str, treatment: Treatment) -> tuple[Form | None, str]:
         alive = self._raw.get(tensor.untyped_storage()._cdata)
         if alive is not None and alive() is not None:
             return None, "kept exact by another operation"
@@ -310,8 +318,14 @@ class Frame:
                     "reach the gradient, as without compression) or 'exact'"
                 )
             return None, "non-finite"
-        if treatment.form == EXP:
-            return self._once(tensor, EXP, key, lambda flat: LogOf(self._quantise(flat.exp(), bits, key))), ""
+        if treatment.form == BRANCH:
+            form = encode_branch(node, tensor, lambda flat: self._quantise(flat, bits, key), key)
+            return form, "" if form is not None else treatment.kind
+        if treatment.form in THROUGH:
+            to, back = THROUGH[treatment.form]
+            return self._once(
+                tensor, treatment.form, key, lambda flat: Through(self._quantise(to(flat), bits, key), back)
+            ), ""
         return self._once(tensor, AFFINE, key, lambda flat: self._quantise(flat, bits, key)), ""
 
     def _quantise(self, flat: Tensor, bits: int, key: str) -> Coded:

@@ -32,13 +32,19 @@ class Form(ABC):
 
 @final
 class Raw(Form):
-    """The tensor itself, exact. Its version is checked as autograd does, which hooks would otherwise disable."""
+    """The tensor itself, exact. Its version is checked as autograd does, which hooks would otherwise disable.
+
+    Args:
+        tensor: The tensor, detached.
+        version: Its version when it was saved; the present one if None.
+    """
 
     __slots__ = ("_tensor", "_version", "bits")
     name = "exact"
 
-    def __init__(self, tensor: Tensor) -> None:
-        self._tensor, self._version = tensor, _version(tensor)
+    def __init__(self, tensor: Tensor, version: int | None = None) -> None:
+        self._tensor = tensor
+        self._version = version_of(tensor) if version is None else version
         self.bits = 8.0 * tensor.element_size()
 
     def decode(self) -> Tensor:
@@ -47,7 +53,7 @@ class Raw(Form):
         Raises:
             RuntimeError: If the tensor was changed in place since it was saved.
         """
-        now = _version(self._tensor)
+        now = version_of(self._tensor)
         if now != self._version:
             raise RuntimeError(
                 "one of the variables needed for gradient computation has been modified by an inplace operation: a "
@@ -105,27 +111,71 @@ class Affine(Coded):
 
 
 @final
-class LogOf(Coded):
-    """Logarithms, kept as codes of their exponentials because the backward formula takes these."""
+class Through(Coded):
+    """Numbers kept as codes of a function of them, which is all that the backward formula takes.
 
-    __slots__ = ("_inner", "bits")
+    Args:
+        inner: Codes of the function's values.
+        back: Its inverse, for the backward formula to undo.
+    """
+
+    __slots__ = ("_back", "_inner", "bits")
     name = "affine"
 
-    def __init__(self, inner: Coded) -> None:
-        self._inner, self.bits = inner, inner.bits
+    def __init__(self, inner: Coded, back: Callable[[Tensor], Tensor]) -> None:
+        self._inner, self._back, self.bits = inner, back, inner.bits
 
     def codes(self) -> AffineCodes:
-        """Return the codes of the exponentials."""
+        """Return the codes of the function's values."""
         return self._inner.codes()
 
     def decode(self) -> Tensor:
-        """Return the logarithms of the dequantised exponentials as a line."""
-        return self._inner.decode().log()
+        """Return numbers of which the function is what was stored, as a line."""
+        return self._back(self._inner.decode())
 
     @property
     def nbytes(self) -> int:
         """Bytes of the codes."""
         return self._inner.nbytes
+
+
+@final
+class Branch(Coded):
+    """A class a number, and codes of the numbers in the one class whose values count.
+
+    Args:
+        inner: Codes; of zero where the class says enough.
+        classes: Booleans, or small integers as bytes.
+        values: By class, what stands in for its numbers; None in the class whose codes count.
+    """
+
+    __slots__ = ("_inner", "_numel", "_packed", "_values", "bits")
+    name = "affine"
+
+    def __init__(self, inner: Coded, classes: Tensor, values: tuple[float | None, ...]) -> None:
+        self._inner, self._values, self._numel, self.bits = inner, values, classes.numel(), inner.bits
+        self._packed = kernels.pack_bits(classes) if len(values) == 2 else kernels.pack_fields(classes, 2)
+
+    def codes(self) -> AffineCodes:
+        """Return the codes of the class whose values count."""
+        return self._inner.codes()
+
+    def decode(self) -> Tensor:
+        """Return the numbers or what stands in for them, as a line."""
+        numbers = self._inner.decode()
+        if len(self._values) == 2:
+            classes = kernels.unpack_bits(self._packed, self._numel)
+        else:
+            classes = kernels.unpack_fields(self._packed, 2, self._numel)
+        for place, value in enumerate(self._values):
+            if value is not None:
+                numbers = torch.where(classes == place, value, numbers)
+        return numbers
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of codes and classes."""
+        return self._inner.nbytes + self._packed.numel()
 
 
 @final
@@ -138,7 +188,7 @@ class View(Form):
         item: Name of the form's first user.
     """
 
-    __slots__ = ("geometry", "bits", "item", "name", "source")
+    __slots__ = ("bits", "geometry", "item", "name", "source")
 
     def __init__(self, source: Form, geometry: Geometry, item: str = "") -> None:
         self.source, self.geometry, self.item = source, geometry, item
@@ -268,7 +318,8 @@ def two_values(tensor: Tensor) -> Form | None:
     return View(Noise(mask, scale.clone()), geometry)
 
 
-def _version(tensor: Tensor) -> int:
+def version_of(tensor: Tensor) -> int:
+    """How often a tensor was changed in place; 0 for inference tensors, which do not count."""
     return 0 if tensor.is_inference() else tensor._version
 
 

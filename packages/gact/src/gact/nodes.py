@@ -6,7 +6,7 @@ part of the graph after each call. Either way the observer gets the node and the
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -17,10 +17,11 @@ from gact.rules import operation
 
 HAS_CREATION_HOOK = hasattr(torch.autograd.graph, "node_creation_hook")
 _MARK = "gact.seen"
-_PARAMETER_VIEWS = frozenset(
-    "T Transpose Permute View UnsafeView ReshapeAlias Expand ToCopy Slice Select Split SplitWithSizes Alias AsStrided "
-    "Unsqueeze Squeeze Clone Narrow Chunk Unbind NumpyT MatrixH Detach".split()
-)
+_PARAMETER_VIEWS = frozenset((
+    "T", "Transpose", "Permute", "View", "UnsafeView", "ReshapeAlias", "Expand", "ToCopy", "Slice", "Select",
+    "Split", "SplitWithSizes", "Alias", "AsStrided", "Unsqueeze", "Squeeze", "Clone", "Narrow", "Chunk", "Unbind",
+    "NumpyT", "MatrixH", "Detach",
+))  # fmt: skip
 
 
 def watch(observe: Callable[[Any], None], *, walk: bool | None = None) -> AbstractContextManager[Any]:
@@ -73,7 +74,7 @@ def saved_names(node: Any) -> tuple[str, ...]:
     return _saved_names(type(node))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _saved_names(node_type: type) -> tuple[str, ...]:
     return tuple(sorted(name.removeprefix("_raw_saved_") for name in dir(node_type) if name.startswith("_raw_saved_")))
 
@@ -81,6 +82,45 @@ def _saved_names(node_type: type) -> tuple[str, ...]:
 def read_saved(node: Any, name: str) -> Any:
     """Unpack one saved tensor (or list of tensors) of a node, through the hooks that packed it."""
     return node.saved_tensors if name == "tensors" else getattr(node, f"_saved_{name}")
+
+
+def variant(node: Any) -> str:
+    """Which of an operation's formulas a node will use, where the rules tell them apart; "" elsewhere."""
+    choose = _VARIANTS.get(operation(node.name()))
+    return "" if choose is None else choose(node)
+
+
+def _power(node: Any) -> str:
+    if node.name() != "PowBackward0":  # the exponent is a tensor
+        return ""
+    exponent = node._saved_exponent
+    if not isinstance(exponent, int | float) or not float(exponent).is_integer() or exponent < 1:
+        return ""
+    return "2" if exponent <= 2 else "power"
+
+
+def _order(name: str) -> Callable[[Any], str]:
+    def read(node: Any) -> str:
+        order = getattr(node, name, None)
+        return f"{order:g}" if isinstance(order, int | float) else ""
+
+    return read
+
+
+def _elu(node: Any) -> str:
+    """Exponential linear units with other slopes on both sides of zero (SELU) jump there."""
+    return "" if node._saved_alpha * node._saved_input_scale == 1 else "jump"
+
+
+_VARIANTS: dict[str, Callable[[Any], str]] = {
+    "Pow": _power,
+    "LinalgVectorNorm": _order("_saved_ord"),
+    "Norm": _order("_saved_p"),
+    "ScatterReduce": lambda node: node._saved_reduce,
+    "IndexReduce": lambda node: node._saved_reduce,
+    "Elu": _elu,
+    "Softplus": lambda node: "" if node._saved_threshold >= 10 else "jump",
+}
 
 
 def is_custom(node: Any) -> bool:

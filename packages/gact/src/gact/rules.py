@@ -1,14 +1,15 @@
 """What becomes of each tensor that each autograd operation saves: the table, and the user's changes to it."""
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
-from typing import final
+from typing import Any, final
 
-AFFINE, EXACT, STEP, INDICES, SHAPE, EXP = "affine", "exact", "step", "indices", "shape", "exp"
+AFFINE, EXACT, STEP, INDICES, SHAPE, BRANCH = "affine", "exact", "step", "indices", "shape", "branch"
+EXP, COS, SIN = "exp", "cos", "sin"
 USER_TREATMENTS = (AFFINE, EXACT)
+QUANTISED = (AFFINE, BRANCH, EXP, COS, SIN)
 
 # Kinds of dependence of the backward formula on the saved number.
 LINEAR, SMOOTH, STEEP, PIECEWISE, SINGULAR, UNUSED, STATISTIC, UNKNOWN = (
@@ -34,8 +35,9 @@ class Treatment:
 
     Args:
         form: ``"affine"`` (quantised), ``"exact"``, ``"step"`` (classes that the formula distinguishes),
-            ``"indices"`` (offsets in pooling windows), ``"shape"`` (numbers dropped) or ``"exp"`` (the formula uses
-            the exponentials, which are quantised in place of the numbers).
+            ``"indices"`` (offsets in pooling windows), ``"shape"`` (numbers dropped), ``"branch"`` (classes, and
+            quantised values where the formula takes them), or ``"exp"``, ``"cos"``, ``"sin"`` (the formula uses this
+            function of the numbers, which is quantised in their place).
         kind: How the backward formula depends on what is stored: linear, smooth, steep (exponential), piecewise,
             singular, unused, statistic, unknown.
     """
@@ -46,7 +48,7 @@ class Treatment:
     @property
     def guarantee(self) -> str:
         """What is known of the gradient's expectation when this tensor is stored in this form."""
-        return _GUARANTEE[self.kind] if self.form in (AFFINE, EXP) else "exact"
+        return _GUARANTEE[self.kind] if self.form in QUANTISED else "exact"
 
     @property
     def least_bits(self) -> int:
@@ -54,83 +56,119 @@ class Treatment:
         return _LEAST.get(self.kind, 2)
 
 
-_TABLE: dict[str, dict[str, Treatment]] = {}
+# Entries are Operation.saved,saved, or Operation for all that it saves besides; Operation:variant (see nodes.variant)
+# goes before Operation. Where a formula mixes kinds, the worst counts.
+_ENTRIES = (
+    # The gradient is linear in each saved operand: rounding noise leaves its expectation as it is.
+    (AFFINE, LINEAR, """
+        Mm Addmm Bmm Baddbmm Addbmm Addmv Mv Dot Vdot Addr Linear Matmul GroupedMm Trilinear LinalgCross Mul Convolution
+        ConvolutionOverrideable ConvTbc ConvDepthwise2D ConvDepthwise3D CudnnConvolution CudnnConvolutionTranspose
+        MiopenConvolution MiopenConvolutionTranspose MiopenDepthwiseConvolution MkldnnConvolution MkldnnLinear
+        MpsConvolution MpsConvolutionTranspose NnpackSpatialConvolution SlowConv2D SlowConv3D SlowConvDilated2D
+        SlowConvDilated3D SlowConvTranspose2D SlowConvTranspose3D MseLoss Addcmul Lerp Var VarMean Std.self
+        StdMean.self LinalgVectorNorm:2.self Norm:2.self Pow:2 Exp Exp2 Expm1 Div.self Addcdiv.tensor1 Ldexp.result
+        GridSampler2D.input GridSampler2DCpuFallback.input GridSampler3D.input CudnnGridSampler.self
+    """),
+    (AFFINE, SMOOTH, """
+        Gelu Silu Mish Tanh Sigmoid LogSigmoid Softplus Elu Celu Glu Erf Erfc Sinc Softmax SafeSoftmax MaskedSoftmax
+        Asinh Atan Pow:power NativeLayerNorm.input NativeGroupNorm.input NativeBatchNorm.input
+        NativeBatchNormLegit.input NativeBatchNormLegitNoTraining.input BatchNormWithUpdate.input
+        BatchNormNoUpdate.input CudnnBatchNorm.input MiopenBatchNorm.input FusedRmsNorm.input
+        ScaledDotProductFlashAttention.value,output ScaledDotProductFlashAttentionForCpu.value,output
+        ScaledDotProductEfficientAttention.value,output ScaledDotProductCudnnAttention.value,output
+        ScaledDotProductFusedAttentionOverrideable.value,output FlashAttention.value,output
+        EfficientAttention.value,output CudnnAttention.value,output BinaryCrossEntropyWithLogits SoftMarginLoss
+        Logaddexp Logaddexp2
+    """),
+    # Exponentials of the noise; in attention, probabilities against an exact normaliser.
+    (AFFINE, STEEP, """
+        ScaledDotProductFlashAttention.query,key ScaledDotProductFlashAttentionForCpu.query,key
+        ScaledDotProductEfficientAttention.query,key ScaledDotProductCudnnAttention.query,key
+        ScaledDotProductFusedAttentionOverrideable.query,key FlashAttention.query,key EfficientAttention.query,key
+        CudnnAttention.query,key Logsumexp.self Logcumsumexp.self Sinh Cosh
+    """),
+    # The formula takes only this function of what is saved, and is linear in it.
+    (EXP, LINEAR, "LogSoftmax.result"),
+    (COS, LINEAR, "Sin"),
+    (SIN, LINEAR, "Cos"),
+    # Statistics: few numbers that everything depends on.
+    (EXACT, STATISTIC, """
+        NativeLayerNorm NativeGroupNorm NativeBatchNorm NativeBatchNormLegit NativeBatchNormLegitNoTraining
+        BatchNormWithUpdate BatchNormNoUpdate CudnnBatchNorm MiopenBatchNorm FusedRmsNorm
+        ScaledDotProductFlashAttention ScaledDotProductFlashAttentionForCpu ScaledDotProductEfficientAttention
+        ScaledDotProductCudnnAttention ScaledDotProductFusedAttentionOverrideable FlashAttention EfficientAttention
+        CudnnAttention Logsumexp.result Logcumsumexp.result Std.result StdMean LinalgVectorNorm.result Norm.result
+        WeightNormInterface CudnnRnn MiopenRnn MkldnnRnnLayer LstmMps ThnnFusedLstmCell ThnnFusedGruCell CtcLoss
+        CudnnCtcLoss MiopenCtcLoss NllLoss NllLoss2D
+    """),
+    # A small number may stand in a denominator, under a root or in a logarithm, or the formula is steep without bound.
+    (EXACT, SINGULAR, """
+        Div.other Addcdiv.tensor2 Log Log2 Log10 Log1P Pow Rsqrt Sqrt Reciprocal Acos Asin Acosh Atanh Atan2 Tan Lgamma
+        Digamma Polygamma Mvlgamma Logit Erfinv Xlogy Prod Cumprod BinaryCrossEntropy Igamma Igammac Hypot Renorm Dist
+        EuclideanDist Cdist Pdist LinalgVectorNorm.self Norm.self Ldexp.other I0 StandardGamma _Dirichlet SpecialNdtri
+        SpecialEntr SpecialXlog1Py SpecialErfcx SpecialLogNdtr SpecialZeta SpecialI0E SpecialI1 SpecialI1E
+        SpecialBesselJ0 SpecialBesselJ1 SpecialBesselY0 SpecialBesselY1 SpecialModifiedBesselI0
+        SpecialModifiedBesselI1 SpecialModifiedBesselK0 SpecialModifiedBesselK1 LinalgDet LinalgSlogdet LinalgInvEx
+        LinalgSolveEx LinalgEigh LinalgEig LinalgSvd LinalgQr LinalgCholeskyEx LinalgLu LinalgLuFactorEx LinalgLuSolve
+        LinalgPinv LinalgLstsq LinalgPolar LinalgMatrixSqrth LinalgMatrixExp LinalgHouseholderProduct
+        LinalgSolveTriangular CholeskySolve CholeskyInverse TriangularSolve Ormqr
+    """),
+    # Jumps: the formula asks only where the number lies.
+    (STEP, PIECEWISE, """
+        Relu LeakyRelu Threshold Hardtanh Hardsigmoid Hardshrink Softshrink Abs Clamp ClampMin ClampMax Nansum NanToNum
+        LinalgVectorNorm:1.self Norm:1.self
+    """),
+    # A jump, and values on one side of it.
+    (BRANCH, SMOOTH, "Elu:jump Hardswish"),
+    (BRANCH, LINEAR, "PreluKernel.self"),
+    # Jumps that depend on two tensors, equality with another tensor, or codes of something else.
+    (EXACT, PIECEWISE, """
+        Maximum Minimum Fmax Fmin Max Min Amax Amin Aminmax Median Nanmedian PreluKernel RreluWithNoise
+        RreluWithNoiseFunctional SmoothL1Loss HuberLoss MultiMarginLoss MultilabelMarginLoss GridSampler2D.grid
+        GridSampler2DCpuFallback.grid GridSampler3D.grid CudnnGridSampler.grid Fmod Remainder Copysign Nextafter Angle
+        Sgn Polar MaxPool2D Softplus:jump ScatterReduce IndexReduce SegmentReduce SparseMmReduceImpl EmbeddingBag
+        FakeQuantizeLearnablePerTensorAffine FakeQuantizeLearnablePerChannelAffine
+    """),
+    # Sparse, nested and foreign memory.
+    (EXACT, UNKNOWN, """
+        SparseAddmm SparseSoftmax SparseLogSoftmax SparseMask SparseSampledAddmm SparseSparseMatmul SparseSum
+        SparseCompressedTensor SparseCooTensorWithDimsAndTensors ToDense ToMkldnn ToPaddedTensor Values
+        MkldnnMaxPool2D MkldnnMaxPool3D MkldnnAdaptiveAvgPool2D NestedFromPadded NestedGetValues
+        NestedTensorFromTensorList
+    """),
+    (INDICES, PIECEWISE, "MaxPool2DWithIndices.result1 MaxPool3DWithIndices.result1"),
+    # Only shape and strides are read.
+    (SHAPE, UNUSED, """
+        MaxPool2DWithIndices.self MaxPool3DWithIndices.self AvgPool2D.self AvgPool3D.self AdaptiveAvgPool2D.self
+        AdaptiveAvgPool3D.self AdaptiveMaxPool2D.self AdaptiveMaxPool3D.self FractionalMaxPool2D.self
+        FractionalMaxPool3D.self NllLoss.self NllLoss2D.self Gather.self Take.self MaskedSelect.self Cummax.self
+        Cummin.self IndexAdd.source IndexCopy.source Put.source ReflectionPad1D.self ReflectionPad2D.self
+        ReflectionPad3D.self ReplicationPad1D.self ReplicationPad2D.self ReplicationPad3D.self FftR2C.self
+        ScatterReduce:sum.self,src,result ScatterReduce:mean.self,src,result IndexReduce:mean.self,source,result
+        Complex.real,imag
+    """),
+)  # fmt: skip
 
 
-def _enter(form: str, kind: str, entries: str) -> None:
-    """Each entry is Operation.saved,saved or Operation for all that it saves."""
-    for entry in entries.split():
-        operation, _, names = entry.partition(".")
-        for name in names.split(",") if names else ["*"]:
-            _TABLE.setdefault(operation, {})[name] = Treatment(form, kind)
+def _build() -> dict[str, dict[str, Any]]:
+    table: dict[str, dict[str, Any]] = {}
+    for form, kind, entries in _ENTRIES:
+        for entry in entries.split():
+            name, _, saved = entry.partition(".")
+            for one in saved.split(",") if saved else ["*"]:
+                known = table.setdefault(name, {})
+                assert one not in known, f"{name}.{one} is in the table twice"
+                known[one] = Treatment(form, kind)
+    return table
 
 
-# The gradient is linear in each saved operand: rounding noise leaves its expectation as it is.
-_enter(AFFINE, LINEAR, """
-    Mm Addmm Bmm Baddbmm Addbmm Addmv Mv Dot Vdot Addr Ger Linear Mul Convolution ConvolutionOverrideable
-    CudnnConvolution MiopenConvolution MkldnnConvolution SlowConv2D ConvDepthwise2D SlowConv3D Bilinear Trilinear
-    MseLoss Addcmul Var VarMean Lerp Cross LinalgCross Square ScatterReduce.src MkldnnLinear
-""")  # fmt: skip
-# Smooth in the saved numbers.
-_enter(AFFINE, SMOOTH, """
-    Gelu Silu Mish Tanh Sigmoid LogSigmoid Softplus Elu Celu Selu Glu Erf Erfc Exp Exp2 Expm1 Sin Cos Sinh Cosh Sinc
-    Hardswish Softmax SparseSoftmax
-    NativeLayerNorm.input NativeGroupNorm.input NativeBatchNorm.input CudnnBatchNorm.input MiopenBatchNorm.input
-    FusedRmsNorm.input RmsNorm.input Std.self StdMean.self LinalgVectorNorm.self Norm.self Asinh Atan
-    ScaledDotProductFlashAttention.value,output ScaledDotProductFlashAttentionForCpu.value,output
-    ScaledDotProductEfficientAttention.value,output ScaledDotProductCudnnAttention.value,output
-    ScaledDotProductFusedAttentionOverrideable.value,output
-    FlashAttention.value,output EfficientAttention.value,output
-    BinaryCrossEntropyWithLogits SoftMarginLoss GridSampler2D.input GridSampler3D.input
-""")  # fmt: skip
-# The probabilities are exponentials of these against an exact normaliser.
-_enter(AFFINE, STEEP, """
-    ScaledDotProductFlashAttention.query,key ScaledDotProductFlashAttentionForCpu.query,key
-    ScaledDotProductEfficientAttention.query,key ScaledDotProductCudnnAttention.query,key
-    ScaledDotProductFusedAttentionOverrideable.query,key FlashAttention.query,key EfficientAttention.query,key
-    Logsumexp.self Logcumsumexp.self
-""")
-# The formula is linear in the probabilities, whose logarithms are saved.
-_enter(EXP, LINEAR, "LogSoftmax.result")
-# Statistics: few numbers that everything depends on.
-_enter(EXACT, STATISTIC, """
-    NativeLayerNorm NativeGroupNorm NativeBatchNorm CudnnBatchNorm MiopenBatchNorm FusedRmsNorm RmsNorm
-    ScaledDotProductFlashAttention ScaledDotProductFlashAttentionForCpu ScaledDotProductEfficientAttention
-    ScaledDotProductCudnnAttention ScaledDotProductFusedAttentionOverrideable FlashAttention EfficientAttention
-    Logsumexp.result Logcumsumexp.result Std.result StdMean LinalgVectorNorm.result Norm.norm Norm.result
-    WeightNormInterface CudnnRnn MiopenRnn MkldnnRnnLayer ThnnFusedLstmCell ThnnFusedGruCell CtcLoss CudnnCtcLoss
-""")  # fmt: skip
-# A small number may stand in a denominator, under a root or in a logarithm: noise there has no finite bound.
-_enter(EXACT, SINGULAR, """
-    Div.other Log Log2 Log10 Log1P Pow Rsqrt Sqrt Reciprocal Acos Asin Acosh Atanh Atan2 Tan Lgamma Digamma Polygamma
-    Logit Erfinv SpecialNdtri SpecialEntr SpecialXlog1Py Xlogy Prod Cumprod Addcdiv.tensor2 BinaryCrossEntropy
-    LinalgDet LinalgSlogdet LinalgInvEx LinalgSolveEx LinalgEigh LinalgEig LinalgSvd LinalgQr LinalgCholeskyEx
-    LinalgLuFactorEx LinalgPinv LinalgLstsq CholeskySolve CholeskyInverse TriangularSolve LinalgSolveTriangular
-    LinalgMatrixExp LinalgHouseholderProduct Igamma Igammac Hypot Renorm StandardGamma Dirichlet Cdist Pdist
-""")  # fmt: skip
-_enter(AFFINE, LINEAR, "Div.self Addcdiv.self,tensor1")
-# Jumps: the formula asks only where the number lies.
-_enter(STEP, PIECEWISE, """
-    Relu LeakyRelu Threshold Hardtanh Hardsigmoid Hardshrink Softshrink Abs Clamp ClampMin ClampMax
-""")
-# Jumps that depend on two tensors, or jumps and values both: kept as they are.
-_enter(EXACT, PIECEWISE, """
-    Maximum Minimum Fmax Fmin Max Min Amax Amin Aminmax Prelu PreluKernel Rrelu RreluWithNoise L1Loss SmoothL1Loss
-    HuberLoss MultiMarginLoss MultilabelMarginLoss GridSampler2D.grid GridSampler3D.grid Fmod Remainder Heaviside
-    Copysign ScatterReduce IndexReduce SegmentReduce LinalgVectorNormInf EmbeddingBag
-""")
-_enter(INDICES, PIECEWISE, "MaxPool2DWithIndices.result1 MaxPool3DWithIndices.result1")
-# Only shape and strides are read.
-_enter(SHAPE, UNUSED, """
-    MaxPool2DWithIndices.self MaxPool3DWithIndices.self AvgPool2D.self AvgPool3D.self AdaptiveAvgPool2D.self
-    AdaptiveAvgPool3D.self AdaptiveMaxPool2D.self AdaptiveMaxPool3D.self FractionalMaxPool2D.self
-    FractionalMaxPool3D.self NllLoss.self NllLoss2D.self Gather.self
-""")
+_TABLE = _build()
 
 
 def operation(node_name: str) -> str:
     """Name of the operation in the name of its backward node: ``AddmmBackward0`` gives ``Addmm``."""
-    return re.sub(r"Backward\d*(_[A-Za-z]+)?$", "", node_name.rpartition("::")[2])
+    name = node_name.rpartition("::")[2]
+    return name.rpartition("Backward")[0] or name
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,14 +220,20 @@ class Rules:
                 raise TypeError(f"{rule!r} among the rules is a {type(rule).__name__}; give gact.Rule objects")
         self._cached = lru_cache(maxsize=None)(self._find)
 
-    def treatment(self, node_name: str, saved: str, module: str) -> Treatment:
-        """Return what becomes of one saved tensor."""
-        return self._cached(node_name, saved, module)
+    def treatment(self, node_name: str, saved: str, module: str, variant: str = "") -> Treatment:
+        """Return what becomes of one saved tensor.
 
-    def _find(self, node_name: str, saved: str, module: str) -> Treatment:
+        Args:
+            node_name: Name of the autograd node.
+            saved: Name of the tensor in it.
+            module: Path of the module.
+            variant: Which of the operation's formulas, where they differ.
+        """
+        return self._cached(node_name, saved, module, variant)
+
+    def _find(self, node_name: str, saved: str, module: str, variant: str) -> Treatment:
         name = operation(node_name)
-        entries = _TABLE.get(name, {})
-        found = entries.get(saved) or entries.get("*") or Treatment(AFFINE, UNKNOWN)
+        found = _look_up(name, saved, variant)
         for rule in reversed(self.rules):
             matches = (
                 (fnmatchcase(name, rule.operation) or fnmatchcase(node_name, rule.operation))
@@ -201,6 +245,17 @@ class Rules:
         return found
 
 
+def _look_up(name: str, saved: str, variant: str) -> Treatment:
+    for entries in (_TABLE.get(f"{name}:{variant}", {}) if variant else {}, _TABLE.get(name, {})):
+        for entry in (saved, "*"):
+            if entry in entries:
+                return entries[entry]
+    # Backward passes of backward passes, and of lists of tensors, have the jumps of the operations that they belong to.
+    if name.startswith("Foreach") or name.endswith(("Backward", "BackwardData")):
+        return Treatment(EXACT, UNKNOWN)
+    return Treatment(AFFINE, UNKNOWN)
+
+
 def known_operations() -> tuple[str, ...]:
     """Operations that the table names."""
-    return tuple(sorted(_TABLE))
+    return tuple(sorted({name.partition(":")[0] for name in _TABLE}))

@@ -2,8 +2,9 @@
 
 Each function looks at the saved numbers once and keeps, for each, which branch of the derivative it takes. A
 representative of each branch stands in for the numbers in the backward pass, which then computes the same bits.
-Classes follow the comparisons of torch's own formulas, also for NaN. Where a bound is no number of the tensor's dtype,
-or a representative would not lie where it must, nothing is returned and the tensor is kept exact.
+Classes follow the comparisons of torch's own formulas, also for NaN; those of hardtanh, hardshrink and softshrink take
+it differently from place to place in memory, and here as their scalar code does. Where a bound is no number of the
+tensor's dtype, or a representative would not lie where it must, nothing is returned and the tensor is kept exact.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gact.forms import Form, Levels, Offsets, View
+from gact.forms import Branch, Coded, Form, Levels, Offsets, View
 from gact.geometry import flatten
 from gact.rules import operation
 
@@ -95,17 +96,54 @@ def _abs(node: Any, x: Tensor) -> Form:
 
 def _clamp(node: Any, x: Tensor) -> Form | None:
     low, high = (_scalar(node, name) for name in ("_saved_min", "_saved_max"))
-    if low is None and high is None:
-        return None
-    inside, outside = low if low is not None else high, -inf if low is not None else inf
-    if inside is None or not _exact(x, *(v for v in (low, high) if v is not None)):
+    if low is None and high is None:  # tensors
         return None
     within = torch.ones_like(x, dtype=torch.bool)
     if low is not None:
-        within &= x >= low
+        within &= x >= low if _CLOSED else x > low
     if high is not None:
-        within &= x <= high
+        within &= x <= high if _CLOSED else x < high
+    if low is None or high is None:
+        inside, outside = (inf, -inf) if high is None else (-inf, inf)
+    else:
+        inside, outside = torch.tensor(low / 2 + high / 2, dtype=x.dtype).item(), inf
+        if not low < inside < high or not isfinite(high):
+            return None
     return Levels("inside", within, (outside, inside), x.dtype)
+
+
+def _number(node: Any, x: Tensor) -> Form:
+    return Levels("not NaN", ~torch.isnan(x), (nan, 0.0), x.dtype)
+
+
+def _finite(node: Any, x: Tensor) -> Form:
+    return Levels("finite", torch.isfinite(x), (inf, 0.0), x.dtype)
+
+
+def encode_branch(node: Any, tensor: Tensor, quantise: Callable[[Tensor], Coded], key: str) -> Form | None:
+    """Return the form of an operation that jumps, and takes values on one side of the jump.
+
+    Args:
+        node: The autograd node.
+        tensor: The saved tensor.
+        quantise: Makes codes of a line of numbers.
+        key: The tensor's name.
+    """
+    x, geometry = flatten(tensor)
+    name = operation(node.name())
+    if name == "Elu":
+        classes, values = ~(x <= 0), (None, 1.0)
+        counts = ~classes
+    elif name == "PreluKernel":
+        classes, values = x > 0, (None, 1.0)
+        counts = ~classes
+    elif name == "Hardswish":
+        classes, values = torch.where(x <= -3, 0, torch.where(x >= 3, 2, 1)).to(torch.uint8), (-4.0, None, 4.0)
+        counts = classes == 1
+    else:
+        return None
+    inner = quantise(torch.where(counts, x, torch.zeros_like(x)))
+    return View(Branch(inner, classes, values), geometry, key)
 
 
 def _scalar(node: Any, name: str) -> float | None:
@@ -130,4 +168,18 @@ _BUILDERS: dict[str, Callable[[Any, Tensor], Form | None]] = {
     "Clamp": _clamp,
     "ClampMin": _clamp,
     "ClampMax": _clamp,
+    "Nansum": _number,
+    "NanToNum": _finite,
+    "LinalgVectorNorm": _abs,
+    "Norm": _abs,
 }
+
+
+def _bound_passes() -> bool:
+    """Whether torch's clamp hands the gradient on at the bound itself, as it did up to 2.13."""
+    with torch.inference_mode(False), torch.enable_grad():
+        x = torch.zeros((), requires_grad=True, device="cpu")
+        return bool(torch.autograd.grad(x.clamp(min=0.0), x)[0])
+
+
+_CLOSED = _bound_passes()
