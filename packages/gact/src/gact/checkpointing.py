@@ -1,8 +1,11 @@
-"""Checkpoints whose kept inputs are compressed: recomputation for what is inside a block, few bits for what is between.
+"""Checkpoints whose kept inputs are compressed: recomputation inside of a block, few bits between blocks.
 
-A checkpointed block keeps its inputs and recomputes the rest during the backward pass. With blocks in a chain the inputs
-are then most of what is kept, and they need not be exact: here they are stored as codes, and recomputation starts from
-what the codes stand for. The forward pass computes with the exact inputs.
+A checkpointed block keeps its inputs and recomputes the rest during the backward pass. With blocks in a chain the
+inputs are then most of what is kept, and they need not be exact: here they are stored as codes, and recomputation
+starts from what the codes stand for. The forward pass computes with the exact inputs.
+
+The whole block is recomputed from noisy numbers, so the gradient is unbiased up to second order in the noise only, and
+a rectifier at the block's entry may decide differently. That is small at 8 bits, the default, and not at 2.
 """
 
 from __future__ import annotations
@@ -38,7 +41,7 @@ class Holder(Protocol):
         ...
 
     def decode(self) -> Tensor:
-        """Return a new tensor of the same shape, strides, type and device, without a graph; may be called repeatedly."""
+        """Return a new tensor of the same shape, strides, type and device, without a graph; any number of times."""
         ...
 
 

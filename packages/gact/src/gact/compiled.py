@@ -63,10 +63,11 @@ def can_inline() -> bool:
 class CompiledHooks:
     """A pair of hooks on saved tensors that torch.compile inlines into the graphs it compiles.
 
-    Each saved tensor is seen once, while its graph is compiled, and its form is decided then (`compiled_rules.form_of`):
-    codes of a fixed width, bits for booleans and signs of rectifiers, or as it is. The rounding is unbiased: a small
-    custom operator in the forward graph hands out a new key on every run, so that nothing recompiles. Gradients differ
-    from step to step as they do in eager mode, and the forward results stay those of the compiled model.
+    Each saved tensor is seen once, while its graph is compiled, and its form is decided then by
+    `compiled_rules.form_of`: codes of a fixed width, bits for booleans and signs of rectifiers, or as it is. The
+    rounding is unbiased: a small custom operator in the forward graph hands out a new key on every run, so that nothing
+    is compiled again. The forward pass computes with the exact numbers. A backend that fuses may keep its results to
+    the bit or not: where it rounds to 16 bits only what leaves a kernel, codes are one more reason to leave.
 
     Keep one object for a training run: torch.compile compiles again for another pair.
 
@@ -122,7 +123,8 @@ class CompiledHooks:
         self._salt = itertools.count()
         self._traced: dict[str, TracedTensor] = {}
         self._warned = False
-        label = f"gact-{bits}-{step_bits}-{group_size}-{min_bytes}-{next(_tag)}"  # the codes of two pairs must not share a cache
+        # two pairs must not share an entry of torch's caches
+        label = f"gact-{bits}-{step_bits}-{group_size}-{min_bytes}-{next(_tag)}"
         self.pack = _module(self._pack, "pack", label)
         self.unpack = _module(self._unpack, "unpack", label)
 
@@ -265,7 +267,8 @@ def _expand(packed: Any, bits: int, group_size: int) -> Tensor:
     elif form is Form.SIGN:
         flat = unpack_bits_traced(packed[1], numel).to(FLOATS[packed[2]])
     else:
-        flat = dequantise_traced(*packed[1], bits, group_size, numel)
+        payload, first, second = packed[1]
+        flat = dequantise_traced(payload, first, second, bits, group_size, numel)
         if form is Form.RECTIFIED:
             tiny = torch.finfo(flat.dtype).tiny
             flat = torch.where(unpack_bits_traced(packed[2][0], numel), flat.clamp(min=tiny), 0.0)

@@ -15,21 +15,35 @@ __all__ = ["Form", "TracedTensor", "form_of", "hint", "memory_order"]
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 _COPIES = frozenset(
-    "alias clone contiguous convert_element_type detach expand permute reshape select slice squeeze t _to_copy "
-    "transpose unsqueeze _unsafe_view view".split()
-)
-_SAME_VALUES = frozenset("alias clone contiguous detach permute reshape t transpose _unsafe_view view".split())
+    (
+        "alias", "clone", "contiguous", "convert_element_type", "detach", "expand", "permute", "reshape", "select",
+        "slice", "squeeze", "t", "_to_copy", "transpose", "unsqueeze", "_unsafe_view", "view",
+    )
+)  # fmt: skip
+_SAME_VALUES = frozenset(
+    (
+        "alias", "clone", "contiguous", "detach", "permute", "reshape", "t", "transpose", "_unsafe_view", "view",
+    )
+)  # fmt: skip
 # Statistics: few numbers, each of which scales many gradients.
-_STATISTICS = frozenset("amax amin log logsumexp mean reciprocal rsqrt sqrt std var var_mean".split())
+_STATISTICS = frozenset(
+    (
+        "amax", "amin", "log", "logsumexp", "mean", "reciprocal", "rsqrt", "sqrt", "std", "var", "var_mean",
+    )
+)  # fmt: skip
 _STATISTICS_FROM_1 = ("norm", "attention", "var_mean", "std_mean")
 # Backward is a step, or has a pole: noise there is a bias, or an infinity.
 _STEPS = frozenset(
-    "abs acos acosh argmax argmin asin atanh bitwise_and bitwise_or bitwise_xor ceil clamp clamp_max clamp_min eq erfinv "
-    "floor floor_divide fmod ge gt hardsigmoid_backward hardswish_backward hardtanh_backward index index_put le "
-    "leaky_relu_backward log log10 log1p log2 logit lt maximum minimum mod ne nonzero reciprocal relu remainder round "
-    "rsqrt rrelu_with_noise_backward sgn sign sort sqrt threshold_backward topk trunc "
-    "elu_backward prelu _prelu_kernel _prelu_kernel_backward".split()
-)
+    (
+        "abs", "acos", "acosh", "argmax", "argmin", "asin", "atanh", "bitwise_and", "bitwise_or", "bitwise_xor", "ceil",
+        "clamp", "clamp_max", "clamp_min", "eq", "erfinv", "floor", "floor_divide", "fmod", "ge", "gt",
+        "hardsigmoid_backward", "hardswish_backward", "hardtanh_backward", "le",
+        "leaky_relu_backward", "log", "log10", "log1p", "log2", "logit", "lt", "maximum", "minimum", "mod", "ne",
+        "nonzero", "reciprocal", "relu", "remainder", "round", "rsqrt", "rrelu_with_noise_backward", "sgn", "sign",
+        "sort", "sqrt", "threshold_backward", "topk", "trunc", "prelu", "_prelu_kernel",
+        "_prelu_kernel_backward",
+    )
+)  # fmt: skip
 _POLES_AT_1 = frozenset(["div", "true_divide"])
 
 
@@ -76,9 +90,9 @@ class TracedTensor:
 def form_of(x: Tensor, node: Any, backward: Any, *, min_bytes: int) -> Form:
     """Decide the form of a saved tensor from what computed it and what the backward graph does with it.
 
-    Exact stay: integers, small tensors, repetitions in memory (``expand``), parameters and their casts, statistics of norms,
-    softmax and attention, and what enters a division, a logarithm, a root or a comparison in the backward graph,
-    except rectifiers, whose sign is kept exactly. Booleans become bits.
+    Exact stay: integers, small tensors, repetitions in memory (``expand``), parameters and their casts, statistics of
+    norms, softmax and attention, and what enters a division, a logarithm, a root or a comparison in the backward
+    graph, except rectifiers, whose sign is kept exactly. Booleans become bits.
 
     Args:
         x: The saved tensor, or the stand-in that tracing shows for it.
@@ -151,7 +165,7 @@ def _uses(name: str, backward: Any) -> list[tuple[Any, Any]]:
 
 
 def _use(user: Any, source: Any) -> str:
-    """"value", "positive" (only x > 0 matters), "rectified" (only max(x, 0)) or "exact"."""
+    """What matters to a user: "value", "positive" (only x > 0), "rectified" (only max(x, 0)) or "exact"."""
     if user.op != "call_function":
         return "value"
     name, args = _name(user.target), user.args

@@ -25,7 +25,7 @@ _SMALLEST_BLOCK = 1 << 12
 
 
 class CopyLane(ABC):
-    """How bytes travel between a device and the host. Copies of one lane happen in the order in which they are begun."""
+    """How bytes travel between a device and the host; copies of one lane happen in the order of their beginnings."""
 
     @abstractmethod
     def block(self, nbytes: int) -> Tensor:
@@ -225,7 +225,8 @@ class HostStore:
         Raises:
             ValueError: If the buffer is not such a tensor.
         """
-        if buffer.dtype != torch.uint8 or buffer.ndim != 1 or not buffer.is_contiguous() or buffer.device != self.device:
+        line = buffer.ndim == 1 and buffer.is_contiguous()
+        if buffer.dtype != torch.uint8 or not line or buffer.device != self.device:
             raise ValueError(
                 f"a buffer of {buffer.dtype}, shape {tuple(buffer.shape)}, on {buffer.device}: give contiguous bytes "
                 f"(uint8, 1-D) on {self.device}"
@@ -235,7 +236,9 @@ class HostStore:
         with self._lock, torch.no_grad():
             self._tidy()
             self._count += 1
-            entry = _Entry(sequence, self._count, threading.get_ident(), buffer.numel(), self._take_block(buffer.numel()))
+            entry = _Entry(
+                sequence, self._count, threading.get_ident(), buffer.numel(), self._take_block(buffer.numel())
+            )
             ticket = self._lane.send(buffer.detach(), entry.bytes)
             self._leaving[entry] = buffer.detach(), ticket
             self._stored += entry.nbytes
@@ -243,7 +246,7 @@ class HostStore:
             bisect.insort(self._order.setdefault(entry.thread, []), entry, key=_place)
             self._bound_leaving()
         handle = Handle(self, entry)
-        weakref.finalize(handle, self._given_up.append, entry).atexit = False
+        weakref.finalize(handle, self._given_up.append, entry)
         return handle
 
     def fetch(self, entry: _Entry) -> Tensor:
@@ -303,7 +306,8 @@ class HostStore:
             self._discarded += 1
             budget += early.nbytes
         order = self._order.get(entry.thread, [])
-        for likely in reversed(order[: bisect.bisect_left(order, _place(entry), key=_place)]):
+        for i in range(bisect.bisect_left(order, _place(entry), key=_place) - 1, -1, -1):
+            likely = order[i]
             if likely.nbytes > budget:
                 break
             if likely not in self._early and likely not in self._leaving:
