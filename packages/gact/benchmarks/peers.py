@@ -169,14 +169,16 @@ def ours(bits: int | str, checkpointing: bool = False, **settings: Any) -> Metho
 
     Args:
         bits: As it takes them; the adaptive ones are calibrated on the workload's batch.
-        checkpointing: Also ``gact.checkpoint`` around every block.
+        checkpointing: Also a checkpoint around every block, whose kept input has as many bits.
         **settings: Further settings of the compressor.
     """
 
     def prepare(workload: Workload) -> Prepared:
-        gact: Any = import_module("gact")
-        compressor = gact.ActivationCompressor(workload.model, bits=bits, **settings)
-        call = gact.checkpoint if checkpointing else None
+        compressor = import_module("gact").ActivationCompressor(workload.model, bits=bits, **settings)
+        checkpoints: Any = import_module("gact.checkpointing")
+        call = (
+            functools.partial(checkpoints.checkpoint, compress=checkpoints.FixedBits(bits)) if checkpointing else None
+        )
 
         def forward() -> Tensor:
             with wrapped(workload.blocks, call) if call else nullcontext(), compressor:
