@@ -72,14 +72,14 @@ def in_turns(calls: Mapping[str, Callable[[], object]], rounds: int, warmup: int
     rng, names = np.random.default_rng(0), list(calls)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(warmup + rounds):
+        gc.collect()
+        gc.disable()
         for name in rng.permutation(names):
-            gc.collect()
-            gc.disable()
             start = time.perf_counter()
             synchronise(calls[name]())
             if turn >= warmup:
                 seconds[name].append(time.perf_counter() - start)
-            gc.enable()
+        gc.enable()
     return {name: np.array(values) for name, values in seconds.items()}
 
 
