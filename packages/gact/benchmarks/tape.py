@@ -54,7 +54,8 @@ class Tape:
     def __init__(self, model: nn.Module, loss: Callable[[], Tensor], least: int = 4096) -> None:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self._owned = {p.untyped_storage().data_ptr() for p in model.parameters()}
-        self._least, self._seen = least, None
+        self._least = least
+        self._seen: Held | None = None
         self.active: Any = None
         self.bits, self.draw = 4, 0
         self.entries: dict[Any, Entry] = {}
@@ -182,4 +183,4 @@ def ranges(flat: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _dense(x: Tensor) -> bool:
-    return x.untyped_storage().nbytes() == x.numel() * x.element_size() and x.storage_offset() == 0
+    return bool(x.untyped_storage().nbytes() == x.numel() * x.element_size() and x.storage_offset() == 0)

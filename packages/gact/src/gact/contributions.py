@@ -95,9 +95,12 @@ def contributions(node: Any, saved: Saved, grad_inputs: Gradients, grad_outputs:
         return []
     found = None if rule is None or grad is None else rule(node, saved, grad)
     if found is None:
-        edges = [e for e in asked if e < len(grad_inputs) and grad_inputs[e] is not None]
-        edges = [e for e in edges if e in _ATTENTION.get(saved.name, (e,))] if name.startswith("ScaledDot") else edges
-        found = [Contribution(e, relative(_energy(grad_inputs[e]), saved.low, saved.high)) for e in edges]
+        shares = _attention(node, saved.name) if name.startswith("ScaledDot") else dict.fromkeys(asked, 1.0)
+        found = [
+            Contribution(edge, relative(_energy(grad_inputs[edge]) * share, saved.low, saved.high))
+            for edge, share in shares.items()
+            if edge < len(grad_inputs) and grad_inputs[edge] is not None
+        ]
     return [entry for entry in found if entry.edge in asked]
 
 
@@ -203,16 +206,30 @@ def _normalised(
     return [Contribution(0, saved.pooled(through)), Contribution(1, saved.pooled(direct))]
 
 
-_ATTENTION = {"query": (0, 1, 2), "key": (0, 1, 2), "value": (0, 1), "output": (0, 1), "out": (0, 1)}
+def _attention(node: Any, name: str) -> dict[int, float]:
+    """Which of ∇q, ∇k, ∇v feel a saved tensor, and how much of its relative noise.
+
+    ∇k is linear in q, and ∇q in k. All three feel them through P = softmax(S) as well, where noise counts relative to 1
+    and not to S: times the variance of S, about ⟨q²⟩⟨k²⟩. Values and outputs enter the gradient of S.
+    """
+    if name in ("query", "key"):
+        query, key = node._saved_query, node._saved_key
+        spread = float(_energy(query) / query.numel() * (_energy(key) / key.numel()))
+        shares = dict.fromkeys((0, 1, 2), min(1.0, spread))
+        shares[1 if name == "query" else 0] = 1.0
+        return shares
+    return dict.fromkeys((0, 1), 1.0) if name in ("value", "output", "out") else {}
+
+
+_SHAPE_ONLY = ("NllLoss", "NllLoss2D", "MaxPool2DWithIndices", "MaxPool3DWithIndices")
 _RULES: dict[str, Callable[[Any, Saved, Tensor], list[Contribution] | None]] = {
+    **dict.fromkeys(_SHAPE_ONLY, lambda node, saved, grad: []),  # read their input's shape alone
     "Addmm": _matmul,
     "Mm": _matmul,
     "Bmm": _matmul,
     "Baddbmm": _matmul,
     "Convolution": _convolution,
     "LogSoftmax": _log_softmax,
-    "NllLoss": lambda node, saved, grad: [],  # reads its input's shape only
-    "NllLoss2D": lambda node, saved, grad: [],
     "NativeLayerNorm": _layer_norm,
     "NativeBatchNorm": _batch_norm,
     "CudnnBatchNorm": _batch_norm,
