@@ -102,7 +102,9 @@ def run_adaptive(scale: str, seed: int, device: str) -> Outcome:
             predicted = both[1].predicted_variance
             if predicted:
                 metrics[f"{name}_{bits}_predicted"] = predicted / float(np.mean(adaptive))
-        figures[f"Bits of the stored tensors of the {name}, in the order in which they are saved"] = _figure(both[1])
+            figures[f"Bits of the stored tensors of the {name}, {bits} on average, in order of saving"] = _figure(
+                both[1]
+            )
     return Outcome(metrics, figures)
 
 
@@ -114,7 +116,7 @@ def _figure(used: ActivationCompressor) -> str:
     axes.bar(range(len(rows)), [row.bits for row in rows], 0.8)
     axes.set_yticks([1, 2, 4, 8])
     axes.set_xticks(range(len(rows)), [f"{row.module} {row.operation}" for row in rows], rotation=90, fontsize=5)
-    axes.set_ylabel("bits, 4 on average")
+    axes.set_ylabel("bits")
     return svg(figure)
 
 
@@ -125,8 +127,10 @@ def holds_adaptive(metrics: Mapping[str, Estimate]) -> list[Check]:
         what = f"lower end of variance fixed / adaptive, {bits} bits"
         checks.append(at_least(f"{what}, transformer", metrics[f"transformer_{bits}"].lower, _LEAST))
         checks.append(at_least(f"{what}, CNN", metrics[f"cnn_{bits}"].lower, 1.0))
-        for name in ("transformer", "cnn"):
-            checks.append(at_most(f"bytes adaptive / fixed, {name}, {bits} bits", metrics[f"{name}_{bits}_bytes"], 1.0))
+        checks += [
+            at_most(f"bytes adaptive / fixed, {name}, {bits} bits", metrics[f"{name}_{bits}_bytes"], 1.0)
+            for name in ("transformer", "cnn")
+        ]
     return checks
 
 

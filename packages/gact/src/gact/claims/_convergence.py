@@ -106,7 +106,7 @@ def run_convergence(scale: str, seed: int, device: str) -> Outcome:
     """Measured mean squared gradients, their bounds, and the floor where they end."""
     problem, steps, streams = _problem(seed), _STEPS[scale], Streams(seed, "gact", "convergence")
     beta = problem.smoothness()
-    if _RATE > 1 / beta:
+    if _RATE * beta > 1:
         raise ArithmeticError(f"the step {_RATE} is larger than 1/β = {1 / beta:.3g}")
     start = 2 * (problem.loss(torch.zeros(_FEATURES)) - problem.lowest()) / (_RATE * steps)
     paths: dict[int, np.ndarray] = {}
@@ -162,7 +162,7 @@ def holds_convergence(metrics: Mapping[str, Estimate]) -> list[Check]:
 CLAIMS = (
     Claim(
         id="gact.convergence",
-        statement="On a linear model, descent on compressed activations meets its bound, whose floor grows with the noise.",
+        statement="On a linear model, SGD on compressed activations meets its bound; the floor grows with the noise.",
         source="Section 4.2, Theorem 2",
         paper="mean squared gradient norm bounded by the start's share and the total variance (theorem, no experiment)",
         run=run_convergence,

@@ -98,7 +98,7 @@ def everything_quantised(bits: int, seed: int, numbers: Iterator[int]) -> Iterat
 
 def _measure(net: str, bits: int, scale: str, seed: int) -> Bias:
     size = _SIZE[scale]
-    kind = net.removesuffix("-quantised")
+    kind: Any = net.removesuffix("-quantised")
     with seeded(seed):
         model = mlp(kind, size, _LAYERS)
         inputs, wanted = torch.randn(size, size), torch.randn(size, 1)

@@ -1,6 +1,6 @@
 """The models of claims, demo and command: plain torch modules that know nothing of compression."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal, final
 
@@ -190,8 +190,8 @@ def mlp(kind: Mlp, width: int, layers: int) -> nn.Sequential:
         width: Features.
         layers: Hidden layers.
     """
-    between = {
-        "linear": lambda: [],
+    between: dict[str, Callable[[], list[nn.Module]]] = {
+        "linear": list,
         "gelu": lambda: [nn.GELU()],
         "norm-gelu": lambda: [nn.LayerNorm(width), nn.GELU()],
         "relu": lambda: [nn.ReLU()],

@@ -81,19 +81,17 @@ def knn_edges(features: Tensor, neighbours: int = 8) -> Tensor:
     return torch.unique(torch.cat([pairs, pairs.flip(0)], dim=1), dim=1)
 
 
-def compressor(model: nn.Module, mode: str, seed: int, **options: Any) -> ActivationCompressor | None:
+def compressor(model: nn.Module, mode: str, seed: int) -> ActivationCompressor | None:
     """A compressor in a mode; None for plain training.
 
     Args:
         model: The model.
         mode: ``"plain"``, a number of bits, or what else a compressor takes as bits.
         seed: Of the rounding.
-        **options: Of the compressor.
     """
     if mode == "plain":
         return None
-    bits = int(mode) if mode.isdigit() else mode
-    return ActivationCompressor(model, bits, seed=seed, **{"min_bytes": MIN_BYTES, **options})
+    return ActivationCompressor(model, int(mode) if mode.isdigit() else mode, seed=seed, min_bytes=MIN_BYTES)
 
 
 def fit(
