@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import wraps
 from types import TracebackType
-from typing import Any, Self, final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -102,7 +102,7 @@ class ActivationCompressor:
 
     # -- the context ------------------------------------------------------------------------------------------------
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "ActivationCompressor":
         if getattr(self._local, "depth", 0):
             self._local.depth += 1
             return self

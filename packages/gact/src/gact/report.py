@@ -164,11 +164,24 @@ def build_report(
         variance = None if found is None else found.variance(int(s.bits))
         rows.append(
             Row(
-                s.key, s.module, s.operation, s.saved, s.shape, str(s.dtype).removeprefix("torch."), number, s.form,
-                s.bits, plain, kept, None if found is None else found.c, "" if found is None else found.source,
-                variance, variance / total if variance is not None and total > 0 else None,
-                "exact" if s.form != "affine" else s.treatment.guarantee, s.reason,
-            )  # fmt: skip
+                s.key,
+                s.module,
+                s.operation,
+                s.saved,
+                s.shape,
+                str(s.dtype).removeprefix("torch."),
+                number,
+                s.form,
+                s.bits,
+                plain,
+                kept,
+                None if found is None else found.c,
+                "" if found is None else found.source,
+                variance,
+                variance / total if variance is not None and total > 0 else None,
+                "exact" if s.form != "affine" else s.treatment.guarantee,
+                s.reason,
+            )
         )
     complete = bool(known) and len(known) == len(widths)
     return Report(tuple(rows), outside, total if complete else None, tuple(notes))

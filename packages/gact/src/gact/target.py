@@ -60,7 +60,7 @@ def parse_target(bits: "int | str | Target") -> Target:
     if isinstance(bits, Target):
         return bits
     if isinstance(bits, int) and not isinstance(bits, bool) and bits in BITS:
-        return Target("fixed", bits)
+        return Target("fixed", float(bits))
     if isinstance(bits, str):
         kind, colon, text = bits.partition(":")
         if kind == "auto" and colon:
