@@ -258,7 +258,7 @@ class Frame:
             outside = outside or reason == "constant"
         saved.form, saved.tensor = form, None
         settled = Settled(
-            key, form.item if isinstance(form, View) else key, module, operation(node_name), name, treatment, reason,
+            key, (form.item or key) if isinstance(form, View) else key, module, operation(node_name), name, treatment, reason,
             tuple(tensor.shape), tensor.dtype, address, storage.nbytes(), outside, form.name, form.bits, form.nbytes,
             saved.node_name == node_name and not saved.leaf,
         )  # fmt: skip
