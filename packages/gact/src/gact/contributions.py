@@ -153,7 +153,8 @@ def _log_softmax(node: Any, saved: Saved, grad: Tensor) -> list[Contribution]:
     """∇x = g − e^r Σ g with r saved: noise e^r Σ g · δr; e^{2r} as if r were uniform in its group's range."""
     if saved.name != "result":
         return []
-    rows = grad.float().sum(node._saved_dim, keepdim=True).square()
+    dim = node._saved_dim - (1 << 64 if node._saved_dim >= 1 << 63 else 0)  # torch shows -1 as an unsigned number
+    rows = grad.to(torch.promote_types(grad.dtype, torch.float32)).sum(dim, keepdim=True).square()
     dims = [saved.size[d] for d in saved.order]
     energy = sensitivity.energy_by_group(rows.permute(saved.order), dims, saved.group_size)
     squares = range_energy(saved.low, saved.high)

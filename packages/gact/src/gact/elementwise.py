@@ -20,6 +20,8 @@ from gact.variance import range_energy
 __all__ = ["SLOPES", "elementwise", "energy_of_groups", "relative"]
 
 _NODES = (-1.593, -0.967, -0.589, -0.282, 0.0, 0.282, 0.589, 0.967, 1.593)  # ninths of a standard normal variable
+_EVEN = (-2.49, -1.87, -1.24, -0.62, 0.0, 0.62, 1.24, 1.87, 2.49)  # ninths of the whole range
+_BOUNDED = ("Tanh", "Sigmoid")  # what they save fills its range evenly
 _SPREADS = 5.6  # expected range of 256 normal numbers, in standard deviations
 
 
@@ -102,7 +104,7 @@ def elementwise(
     squares = range_energy(low, high)
     middle, deviation = (low.to(squares.dtype) + high) / 2, squares.sqrt() / _SPREADS
     slope = torch.zeros_like(squares)
-    for node in _NODES:
+    for node in _EVEN if operation in _BOUNDED else _NODES:
         slope += SLOPES[operation](middle + node * deviation).square() / len(_NODES)
     return torch.dot(energy.to(squares.dtype), squares * slope) / 6.0
 
