@@ -257,8 +257,9 @@ class Frame:
             self._raw[address] = weakref.ref(form)
             outside = outside or reason == "constant"
         saved.form, saved.tensor = form, None
+        item = (form.item or key) if isinstance(form, View) else key
         settled = Settled(
-            key, (form.item or key) if isinstance(form, View) else key, module, operation(node_name), name, treatment, reason,
+            key, item, module, operation(node_name), name, treatment, reason,
             tuple(tensor.shape), tensor.dtype, address, storage.nbytes(), outside, form.name, form.bits, form.nbytes,
             saved.node_name == node_name and not saved.leaf,
         )  # fmt: skip
