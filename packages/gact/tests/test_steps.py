@@ -5,8 +5,8 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
+from torch.nn import functional
 
 from common_core.testing import assert_unbiased
 from gact import ActivationCompressor
@@ -70,18 +70,18 @@ def through_clone(function):
 
 
 STEPS = {
-    "relu": (F.relu, "Relu", 1),
-    "relu_": (through_clone(F.relu_), "Relu", 1),
-    "leaky_relu": (lambda x: F.leaky_relu(x, 0.1), "LeakyRelu", 1),
-    "leaky_relu_": (through_clone(lambda x: F.leaky_relu_(x, 0.1)), "LeakyRelu", 1),
-    "threshold": (lambda x: F.threshold(x, 0.5, 9.0), "Threshold", 1),
-    "threshold_": (through_clone(lambda x: F.threshold_(x, 0.5, 0.25)), "Threshold", 1),
-    "hardtanh": (F.hardtanh, "Hardtanh", 1),
-    "hardtanh_": (through_clone(F.hardtanh_), "Hardtanh", 1),
-    "relu6": (F.relu6, "Hardtanh", 1),
-    "hardsigmoid": (F.hardsigmoid, "Hardsigmoid", 1),
-    "hardshrink": (F.hardshrink, "Hardshrink", 1),
-    "softshrink": (F.softshrink, "Softshrink", 1),
+    "relu": (functional.relu, "Relu", 1),
+    "relu_": (through_clone(functional.relu_), "Relu", 1),
+    "leaky_relu": (lambda x: functional.leaky_relu(x, 0.1), "LeakyRelu", 1),
+    "leaky_relu_": (through_clone(lambda x: functional.leaky_relu_(x, 0.1)), "LeakyRelu", 1),
+    "threshold": (lambda x: functional.threshold(x, 0.5, 9.0), "Threshold", 1),
+    "threshold_": (through_clone(lambda x: functional.threshold_(x, 0.5, 0.25)), "Threshold", 1),
+    "hardtanh": (functional.hardtanh, "Hardtanh", 1),
+    "hardtanh_": (through_clone(functional.hardtanh_), "Hardtanh", 1),
+    "relu6": (functional.relu6, "Hardtanh", 1),
+    "hardsigmoid": (functional.hardsigmoid, "Hardsigmoid", 1),
+    "hardshrink": (functional.hardshrink, "Hardshrink", 1),
+    "softshrink": (functional.softshrink, "Softshrink", 1),
     "abs": (torch.abs, "Abs", 2),
     "clamp": (lambda x: x.clamp(-1, 3), "Clamp", 1),
     "clamp odd": (lambda x: x.clamp(-0.1, 0.3), "Clamp", 1),
@@ -124,9 +124,9 @@ def test_nan_takes_one_of_the_values_that_torch_gives_it(name):
 @pytest.mark.parametrize(
     ("function", "operation"),
     [
-        (lambda x: F.hardtanh(x, -0.1, 0.1), "Hardtanh"),
-        (lambda x: F.threshold(x, 0.1, 0.0), "Threshold"),
-        (lambda x: F.hardshrink(x, 0.1), "Hardshrink"),
+        (lambda x: functional.hardtanh(x, -0.1, 0.1), "Hardtanh"),
+        (lambda x: functional.threshold(x, 0.1, 0.0), "Threshold"),
+        (lambda x: functional.hardshrink(x, 0.1), "Hardshrink"),
         (lambda x: torch.clamp(x, torch.tensor(-1.0).to(x), torch.tensor(1.0).to(x)), "Clamp"),
         (lambda x: torch.clamp(x, min=math.inf), "Clamp"),
         (lambda x: torch.clamp(x, 1.0, -1.0), "Clamp"),
@@ -144,7 +144,7 @@ def test_bounds_that_the_type_does_not_hold_or_tensors_keep_the_tensor_exact(fun
 def test_steps_keep_transposed_and_strided_tensors_in_place():
     x = awkward(torch.float32, numel=1024).view(8, 16, 8)
     for view in (lambda t: t.transpose(0, 2), lambda t: t[:, ::2], lambda t: t[:, :, :1].expand(8, 16, 8)):
-        for function in (F.relu, lambda t: F.hardtanh(t.nan_to_num()), torch.abs):
+        for function in (functional.relu, lambda t: functional.hardtanh(t.nan_to_num()), torch.abs):
             assert same(
                 gradient(lambda t, f=function, v=view: f(v(t)), x, compressor()),
                 gradient(lambda t, f=function, v=view: f(v(t)), x),
@@ -179,7 +179,7 @@ def test_pooling_windows_are_exact(rank, values):
         "ties": lambda: torch.randint(0, 2, (numel,), generator=torch.Generator().manual_seed(0)).float(),
         "awkward": lambda: awkward(torch.float32, numel=numel),
     }[values]().view(shape)
-    pool = F.max_pool2d if rank == 2 else F.max_pool3d
+    pool = functional.max_pool2d if rank == 2 else functional.max_pool3d
     for settings in POOLS_2D if rank == 2 else POOLS_3D:
         comp = compressor()
         assert same(
@@ -198,30 +198,32 @@ def test_pooling_windows_are_exact(rank, values):
 def test_pooling_in_every_type_without_batch_and_channels_last(dtype):
     x = awkward(dtype, numel=3 * 8 * 10)
     for shape in (lambda t: t.view(3, 8, 10), lambda t: t.view(1, 3, 8, 10).to(memory_format=torch.channels_last)):
-        function = lambda t, s=shape: F.max_pool2d(s(t), 3, 2, 1)  # noqa: E731
+        function = lambda t, s=shape: functional.max_pool2d(s(t), 3, 2, 1)  # noqa: E731
         assert same(gradient(function, x, compressor()), gradient(function, x))
-    function = lambda t: F.max_pool1d(t.view(3, 80), 4)  # noqa: E731
+    function = lambda t: functional.max_pool1d(t.view(3, 80), 4)  # noqa: E731
     assert same(gradient(function, x, compressor()), gradient(function, x))
 
 
 def test_windows_too_large_for_a_byte_keep_their_indices():
     x = torch.randn(1, 1, 40, 40)
     comp = compressor()
-    assert same(gradient(lambda t: F.max_pool2d(t, 17), x, comp), gradient(lambda t: F.max_pool2d(t, 17), x))
+    assert same(
+        gradient(lambda t: functional.max_pool2d(t, 17), x, comp), gradient(lambda t: functional.max_pool2d(t, 17), x)
+    )
     assert row(comp, "MaxPool2DWithIndices", "result1").reason == "window unknown"
 
 
 SHAPE_ONLY = {
-    "max_pool2d": lambda x: F.max_pool2d(x, 2),
-    "max_pool3d": lambda x: F.max_pool3d(x.view(1, 2, 4, 8, 8), 2),
-    "avg_pool2d": lambda x: F.avg_pool2d(x, 3, 2, 1),
-    "avg_pool3d": lambda x: F.avg_pool3d(x.view(1, 2, 4, 8, 8), 2),
-    "adaptive_avg_pool2d": lambda x: F.adaptive_avg_pool2d(x, 3),
-    "adaptive_avg_pool3d": lambda x: F.adaptive_avg_pool3d(x.view(1, 2, 4, 8, 8), 3),
-    "adaptive_max_pool2d": lambda x: F.adaptive_max_pool2d(x, 3),
-    "adaptive_max_pool3d": lambda x: F.adaptive_max_pool3d(x.view(1, 2, 4, 8, 8), 3),
-    "nll_loss": lambda x: F.nll_loss(x.view(64, 8), torch.arange(64) % 8),
-    "nll_loss2d": lambda x: F.nll_loss(x, torch.zeros(2, 8, 8, dtype=torch.long)),
+    "max_pool2d": lambda x: functional.max_pool2d(x, 2),
+    "max_pool3d": lambda x: functional.max_pool3d(x.view(1, 2, 4, 8, 8), 2),
+    "avg_pool2d": lambda x: functional.avg_pool2d(x, 3, 2, 1),
+    "avg_pool3d": lambda x: functional.avg_pool3d(x.view(1, 2, 4, 8, 8), 2),
+    "adaptive_avg_pool2d": lambda x: functional.adaptive_avg_pool2d(x, 3),
+    "adaptive_avg_pool3d": lambda x: functional.adaptive_avg_pool3d(x.view(1, 2, 4, 8, 8), 3),
+    "adaptive_max_pool2d": lambda x: functional.adaptive_max_pool2d(x, 3),
+    "adaptive_max_pool3d": lambda x: functional.adaptive_max_pool3d(x.view(1, 2, 4, 8, 8), 3),
+    "nll_loss": lambda x: functional.nll_loss(x.view(64, 8), torch.arange(64) % 8),
+    "nll_loss2d": lambda x: functional.nll_loss(x, torch.zeros(2, 8, 8, dtype=torch.long)),
     "gather": lambda x: x.view(64, 8).gather(1, torch.arange(64).view(64, 1) % 8),
     "take": lambda x: x.take(torch.arange(0, 512, 5)),
     "masked_select": lambda x: x.masked_select(torch.arange(8) % 3 == 0),
@@ -230,12 +232,12 @@ SHAPE_ONLY = {
     "index_add": lambda x: torch.zeros(4, 4, 8, 8).index_add(0, torch.tensor([1, 3]), x),
     "index_copy": lambda x: torch.zeros(4, 4, 8, 8).index_copy(0, torch.tensor([1, 3]), x),
     "put": lambda x: torch.zeros(600).put(torch.arange(512), x.view(-1)),
-    "reflection_pad1d": lambda x: F.pad(x[0], (2, 1), "reflect"),
-    "reflection_pad2d": lambda x: F.pad(x, (1, 2, 3, 1), "reflect"),
-    "reflection_pad3d": lambda x: F.pad(x.view(1, 2, 4, 8, 8), (1, 2, 3, 1, 1, 1), "reflect"),
-    "replication_pad1d": lambda x: F.pad(x[0], (2, 1), "replicate"),
-    "replication_pad2d": lambda x: F.pad(x, (1, 2, 3, 1), "replicate"),
-    "replication_pad3d": lambda x: F.pad(x.view(1, 2, 4, 8, 8), (1, 2, 3, 1, 1, 1), "replicate"),
+    "reflection_pad1d": lambda x: functional.pad(x[0], (2, 1), "reflect"),
+    "reflection_pad2d": lambda x: functional.pad(x, (1, 2, 3, 1), "reflect"),
+    "reflection_pad3d": lambda x: functional.pad(x.view(1, 2, 4, 8, 8), (1, 2, 3, 1, 1, 1), "reflect"),
+    "replication_pad1d": lambda x: functional.pad(x[0], (2, 1), "replicate"),
+    "replication_pad2d": lambda x: functional.pad(x, (1, 2, 3, 1), "replicate"),
+    "replication_pad3d": lambda x: functional.pad(x.view(1, 2, 4, 8, 8), (1, 2, 3, 1, 1, 1), "replicate"),
     "rfft": lambda x: torch.view_as_real(torch.fft.rfft(x, dim=1)),
     "complex": lambda x: torch.view_as_real(torch.complex(x, 2 * x)),
     "scatter_reduce sum": lambda x: torch.zeros(512).scatter_reduce(0, torch.arange(512) // 2, x.view(-1), "sum"),
@@ -266,7 +268,7 @@ def test_fractional_pooling_drops_its_input(monkeypatch):
     decode = Shape.decode
     monkeypatch.setattr(Shape, "decode", lambda form: decode(form).fill_(math.nan))
     x = torch.randn(2, 4, 8, 8)
-    function = lambda t: F.fractional_max_pool2d(t, 2, 5, _random_samples=samples)  # noqa: E731
+    function = lambda t: functional.fractional_max_pool2d(t, 2, 5, _random_samples=samples)  # noqa: E731
     assert same(gradient(function, x, compressor()), gradient(function, x))
 
 
@@ -277,7 +279,7 @@ def test_dropout_is_exact(p, dtype):
 
     def function(t):
         torch.manual_seed(5)
-        return F.dropout(t, p)
+        return functional.dropout(t, p)
 
     comp = compressor()
     assert same(gradient(function, x, comp), gradient(function, x))
@@ -307,11 +309,11 @@ def test_boolean_masks_are_exact():
 @pytest.mark.parametrize(
     ("function", "jumps"),
     [
-        (F.selu, (0.0,)),
-        (through_clone(lambda x: F.elu_(x, 2.0)), (0.0,)),
-        (lambda x: F.elu(x, 0.5), (0.0,)),
-        (lambda x: F.prelu(x, torch.tensor([0.25]).to(x)), (0.0,)),
-        (F.hardswish, (-3.0, 3.0)),
+        (functional.selu, (0.0,)),
+        (through_clone(lambda x: functional.elu_(x, 2.0)), (0.0,)),
+        (lambda x: functional.elu(x, 0.5), (0.0,)),
+        (lambda x: functional.prelu(x, torch.tensor([0.25]).to(x)), (0.0,)),
+        (functional.hardswish, (-3.0, 3.0)),
     ],
 )
 def test_noise_crosses_no_jump(function, jumps):
@@ -329,9 +331,9 @@ def test_noise_crosses_no_jump(function, jumps):
 
 def test_the_same_jumps_left_to_plain_codes_would_fail():
     x = torch.linspace(-0.5, 4, 1024)
-    exact = gradient(F.selu, x)
+    exact = gradient(functional.selu, x)
     noisy = x + (torch.rand(1024, generator=torch.Generator().manual_seed(0)) - 0.5) * 4.5 / 255
-    assert (gradient(F.selu, noisy) - exact).abs().max() > 0.3
+    assert (gradient(functional.selu, noisy) - exact).abs().max() > 0.3
 
 
 def test_parametric_rectifier_gives_unbiased_gradients():
@@ -385,7 +387,13 @@ def test_softmax_logarithms_of_impossible_classes_stay_impossible():
 
 def test_steps_of_every_pair_of_functions_share_nothing_wrongly():
     x = awkward(torch.float32, with_nan=False)
-    functions = [F.relu, torch.abs, F.hardsigmoid, lambda t: t.clamp(-1, 1), lambda t: F.leaky_relu(t, 0.2)]
+    functions = [
+        functional.relu,
+        torch.abs,
+        functional.hardsigmoid,
+        lambda t: t.clamp(-1, 1),
+        lambda t: functional.leaky_relu(t, 0.2),
+    ]
     for f, g in itertools.product(functions, functions):
         function = lambda t, f=f, g=g: f(t) + g(t) + g(f(t))  # noqa: E731
         assert same(gradient(function, x, compressor()), gradient(function, x))

@@ -119,6 +119,7 @@ _VARIANTS: dict[str, Callable[[Any], str]] = {
     "ScatterReduce": lambda node: node._saved_reduce,
     "IndexReduce": lambda node: node._saved_reduce,
     "Elu": _elu,
+    "LogSigmoid": lambda node: "buffer" if node._saved_buffer.numel() else "",  # then only the sign is asked for
     "Softplus": lambda node: "" if node._saved_threshold >= 10 else "jump",
 }
 

@@ -20,10 +20,10 @@ _GUARANTEE = {
     LINEAR: "unbiased",
     SMOOTH: "bias of second order in the noise",
     STEEP: "bias of second order in the noise, and heavy tails",
-    PIECEWISE: "exact",
-    SINGULAR: "exact",
+    PIECEWISE: "bias of first order in the noise, at jumps",
+    SINGULAR: "no finite bound where the number is small",
     UNUSED: "exact",
-    STATISTIC: "exact",
+    STATISTIC: "bias of second order in the noise, common to all that the statistic scales",
     UNKNOWN: "unbiased if the formula is linear in it; else bias of second order, or of first order at jumps",
 }
 _LEAST = {LINEAR: 1, STEEP: 4}  # bits; below, noise is no small disturbance of the formula
@@ -111,12 +111,12 @@ _ENTRIES = (
         SpecialModifiedBesselI1 SpecialModifiedBesselK0 SpecialModifiedBesselK1 LinalgDet LinalgSlogdet LinalgInvEx
         LinalgSolveEx LinalgEigh LinalgEig LinalgSvd LinalgQr LinalgCholeskyEx LinalgLu LinalgLuFactorEx LinalgLuSolve
         LinalgPinv LinalgLstsq LinalgPolar LinalgMatrixSqrth LinalgMatrixExp LinalgHouseholderProduct
-        LinalgSolveTriangular CholeskySolve CholeskyInverse TriangularSolve Ormqr
+        LinalgSolveTriangular Cholesky CholeskySolve CholeskyInverse TriangularSolve Ormqr
     """),
     # Jumps: the formula asks only where the number lies.
     (STEP, PIECEWISE, """
         Relu LeakyRelu Threshold Hardtanh Hardsigmoid Hardshrink Softshrink Abs Clamp ClampMin ClampMax Nansum NanToNum
-        LinalgVectorNorm:1.self Norm:1.self
+        LinalgVectorNorm:1.self Norm:1.self LogSigmoid:buffer.self
     """),
     # A jump, and values on one side of it.
     (BRANCH, SMOOTH, "Elu:jump Hardswish"),
@@ -251,11 +251,11 @@ def _look_up(name: str, saved: str, variant: str) -> Treatment:
             if entry in entries:
                 return entries[entry]
     # Backward passes of backward passes, and of lists of tensors, have the jumps of the operations that they belong to.
-    if name.startswith("Foreach") or name.endswith(("Backward", "BackwardData")):
+    if name.startswith("Foreach") or "Backward" in name:
         return Treatment(EXACT, UNKNOWN)
     return Treatment(AFFINE, UNKNOWN)
 
 
-def known_operations() -> tuple[str, ...]:
-    """Operations that the table names."""
-    return tuple(sorted({name.partition(":")[0] for name in _TABLE}))
+def table() -> dict[str, dict[str, Treatment]]:
+    """Return the table without a user's changes: by operation, or operation and variant, and by saved tensor."""
+    return {name: dict(entries) for name, entries in _TABLE.items()}

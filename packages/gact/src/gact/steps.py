@@ -89,6 +89,10 @@ def _shrink(node: Any, x: Tensor) -> Form | None:
     return Levels("outside", ~((x >= -bound) & (x <= bound)), (0.0, inf), x.dtype) if _exact(x, bound) else None
 
 
+def _negative(node: Any, x: Tensor) -> Form:
+    return Levels("sign", x < 0, (1.0, -1.0), x.dtype)
+
+
 def _abs(node: Any, x: Tensor) -> Form:
     classes = torch.where(x > 0, 2, torch.where(x < 0, 0, torch.where(x == 0, 1, 3))).to(torch.uint8)
     return Levels("sign", classes, (-1.0, 0.0, 1.0, nan), x.dtype)
@@ -164,6 +168,7 @@ _BUILDERS: dict[str, Callable[[Any, Tensor], Form | None]] = {
     "Hardsigmoid": _hardsigmoid,
     "Hardshrink": _shrink,
     "Softshrink": _shrink,
+    "LogSigmoid": _negative,
     "Abs": _abs,
     "Clamp": _clamp,
     "ClampMin": _clamp,
