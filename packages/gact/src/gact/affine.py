@@ -369,7 +369,8 @@ def _decode(payload: torch.Tensor, bits: int, low: torch.Tensor, high: torch.Ten
             t.mul_(decoder.drop[part])
         t.add_(decoder.base[part])
         torch.minimum(t, decoder.top[part], out=t)
-        if decoder.masked is not None:
+        if decoder.masked is not None and decoder.cap is not None:
+            torch.where(q == decoder.cap[part], decoder.top[part], t, out=t)
             t.masked_fill_(decoder.masked[part] & (q == (1 << bits) - 1), -math.inf)
         if not direct:
             out[part] = t

@@ -48,7 +48,10 @@ class Encoder:
 @final
 @dataclass(frozen=True)
 class Decoder:
-    """How codes become numbers again: min(top, base + (q·step)·drop), and -inf for q = B where `masked`.
+    """How codes become numbers again: min(top, base + (q·step)·drop), top for q = cap, and -inf for q = B if `masked`.
+
+    A step is raised a little where the largest code would fall short of the top: min(…) then makes it exact. Only where
+    it cannot be raised, its range being nearly the largest number there is, must q = cap be looked at.
 
     Args:
         base: Number of the code 0, shape [groups, 1].
@@ -56,6 +59,7 @@ class Decoder:
         top: Largest finite number of the group.
         drop: One over the group's lift, or None where it is 1.
         masked: Which groups have -inf as their code B, or None where none has.
+        cap: Code of the top, or None where the step is raised as it should.
     """
 
     base: torch.Tensor
@@ -63,6 +67,7 @@ class Decoder:
     top: torch.Tensor
     drop: torch.Tensor | None = None
     masked: torch.Tensor | None = None
+    cap: torch.Tensor | None = None
 
 
 def limits(dtype: torch.dtype) -> tuple[float, float, float]:
@@ -152,7 +157,8 @@ def plain_decoder(low: torch.Tensor, high: torch.Tensor, bits: int) -> Decoder |
     """
     tiny, _, raised = limits(low.dtype)
     span = high - low
-    if not span.masked_fill(span == 0, 1.0).amin().item() >= tiny:  # also where there is a NaN, or low > high
+    least, most = torch.aminmax(span.masked_fill(span == 0, 1.0))
+    if not (least.item() >= tiny and most.item() < torch.finfo(span.dtype).max / 2):  # also with NaN, or low > high
         return None
     codes = torch.full_like(span, (1 << bits) - 1)
     step = span / codes
@@ -178,11 +184,13 @@ def careful_decoder(low: torch.Tensor, high: torch.Tensor, bits: int) -> Decoder
     top = torch.where(masked, low, high)
     span = top - base
     lifts = torch.where(span < tiny, lift, torch.ones_like(span))
-    codes = ((1 << bits) - 1 - masked.to(span.dtype)).clamp_(min=1.0)
+    cap = (1 << bits) - 1 - masked.to(span.dtype)
+    codes = cap.clamp(min=1.0)
     step = (span * lifts) / codes
     drop = 1.0 / lifts
     short = base + (codes * step) * drop < top
-    return Decoder(base, torch.where(short, step * raised, step), top, drop, masked)
+    step = torch.where(short, (step * raised).clamp_(max=torch.finfo(step.dtype).max), step)
+    return Decoder(base, step, top, drop, masked, cap.to(torch.uint8))
 
 
 def _scale(span: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:

@@ -120,6 +120,7 @@ def dequantise(
         TINY=tiny,
         LIFT=lift,
         RAISED=raised,
+        LARGEST=torch.finfo(wide).max,
         INTERPRETED=not isinstance(_decode, triton.JITFunction),
         num_warps=4,
         enable_fp_fusion=False,
@@ -285,6 +286,7 @@ def _decode(
     TINY: tl.constexpr,
     LIFT: tl.constexpr,
     RAISED: tl.constexpr,
+    LARGEST: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
     TOP: tl.constexpr = (1 << BITS) - 1
@@ -308,12 +310,14 @@ def _decode(
     tiny = span < TINY
     lift = tl.where(tiny, LIFT, 1.0).to(WIDE)
     drop = tl.where(tiny, 1.0 / LIFT, 1.0).to(WIDE)
-    steps = tl.maximum(TOP - masked.to(tl.int32), 1).to(WIDE)
+    cap = TOP - masked.to(tl.int32)
+    steps = tl.maximum(cap, 1).to(WIDE)
     step = _divide(span * lift, steps, WIDE)
-    step = tl.where(base + (steps * step) * drop < top, step * tl.full((), RAISED, WIDE), step)
+    raised = tl.minimum(step * tl.full((), RAISED, WIDE), tl.full((), LARGEST, WIDE))
+    step = tl.where(base + (steps * step) * drop < top, raised, step)
 
     value = base[:, None] + (code.to(WIDE) * step[:, None]) * drop[:, None]
-    value = tl.where(value > top[:, None], top[:, None], value)
+    value = tl.where((value > top[:, None]) | (code == cap[:, None]), top[:, None], value)
     value = tl.where(masked[:, None] & (code == TOP), -infinity, value)
     if OUT != WIDE:
         value = value.to(tl.float32)  # as PyTorch does, from fp64 to 16 bits by way of fp32
