@@ -18,19 +18,20 @@ from common_core.stats import Estimate
 
 NAME = "bench_frontier"
 DEVICES = ("cpu", "cuda")
-ROUNDS = {"quick": 3, "cpu": 9, "gpu": 15}
+ROUNDS = {"quick": 3, "cpu": 7, "gpu": 15}
 MARKS = {"plain": "*", "recompute": "s", "compile": "P", "quantise": "^", "offload": "D", "ours": "o"}
 RIVALS = ("fp8", "Inductor's fp8", "bitsandbytes")
 NOTES = (
     "Random data, random weights. Peak: bytes above parameters and batch, gradients included, from absent gradients; "
     "on the CPU from the allocator's events, on CUDA by max_memory_allocated. Held: what a forward pass leaves "
     "allocated. Time: forward, backward and what the method does after it, without optimiser, all methods in turns, "
-    "medians of the ratios within a round. Error: relative to plain's gradient of the same batch, one draw where "
-    "rounding is random. Compiled methods fuse kernels, which pays by itself: 'compiled' without a budget shows how "
-    "much. Peers' hooks encode shared memory once and leave parameters and tensors below 16 KiB alone, so that formats "
-    "are compared. fp8 per row is the form of Inductor's pass; the pass itself runs with its threshold lowered from "
-    "100 to 0.1 MiB. bitsandbytes 8-bit on the CPU gives back small positive numbers for zeros, which opens every "
-    "ReLU's gate: hence its error on the ResNet. save_on_cpu and torchtune's offload need CUDA."
+    "medians of the ratios within a round; seconds of the processor on the CPU, of the clock on CUDA. Error: relative "
+    "to plain's gradient of the same batch, one draw where rounding is random. Compiled methods fuse kernels, which "
+    "pays by itself: 'compiled' without a budget shows how much. Peers' hooks encode shared memory once and leave "
+    "parameters and tensors below 16 KiB alone, so that formats are compared. fp8 per row is the form of Inductor's "
+    "pass; the pass itself runs with its threshold lowered from 100 to 0.1 MiB. bitsandbytes 8-bit on the CPU gives "
+    "back small positive numbers for zeros, which opens every ReLU's gate: hence its error on the ResNet. save_on_cpu "
+    "and torchtune's offload need CUDA."
 )
 
 
@@ -120,7 +121,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows, planes = [], {}
     for workload in workloads.suite(args.scale, args.device):
         some, points = points_of(workload, methods, ROUNDS[args.scale])
-        rows += [*some, *verdicts(workload.name, points)]
+        some += verdicts(workload.name, points)
+        print(*map(harness.line, some), sep="\n", flush=True)
+        rows += some
         planes[workload.name] = points
     harness.save(NAME, args, rows, NOTES, ["bitsandbytes", "torchtune", "triton"])
     records.write_bytes_atomic(args.out.with_suffix(".svg"), figure(planes).encode())

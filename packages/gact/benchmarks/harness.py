@@ -5,7 +5,7 @@ import os
 
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[_name] = "1"  # one thread against one thread
-os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the meter below reads the profiler, which talks
+os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the meter below reads the profiler, which talks
 
 import argparse
 import importlib.metadata

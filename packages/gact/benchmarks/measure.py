@@ -61,6 +61,8 @@ def held(workload: Workload, prepared: Prepared) -> int:
 def in_turns(calls: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 1) -> dict[str, np.ndarray]:
     """Seconds of every call in every round; a round makes each once, and each round in another order.
 
+    On the CPU, where all runs on one thread, seconds of the processor: other work on the machine then counts little.
+
     Args:
         calls: By name.
         rounds: Measured rounds.
@@ -70,15 +72,16 @@ def in_turns(calls: Mapping[str, Callable[[], object]], rounds: int, warmup: int
         By name, shape ``[rounds]``.
     """
     rng, names = np.random.default_rng(0), list(calls)
+    clock = time.perf_counter if torch.cuda.is_available() else time.process_time
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(warmup + rounds):
         gc.collect()
         gc.disable()
         for name in rng.permutation(names):
-            start = time.perf_counter()
+            start = clock()
             synchronise(calls[name]())
             if turn >= warmup:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
         gc.enable()
     return {name: np.array(values) for name, values in seconds.items()}
 
