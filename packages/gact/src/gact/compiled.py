@@ -36,10 +36,11 @@ class CompileWarning(UserWarning):
 
 
 def is_compiling(x: Any = None) -> bool:
-    """Whether torch.compile is tracing: this thread as a whole, or the tensor given is its stand-in.
+    """Whether torch.compile is tracing.
 
     Args:
-        x: A tensor that a hook was handed, or a container of such.
+        x: A tensor that a hook was handed, or a container of such: then whether it is a stand-in of one. None asks for
+            the code that calls this.
 
     Returns:
         True while tracing.
@@ -48,8 +49,8 @@ def is_compiling(x: Any = None) -> bool:
         >>> is_compiling(torch.ones(3))
         False
     """
-    if torch.compiler.is_compiling():
-        return True
+    if x is None:
+        return torch.compiler.is_compiling()
     fake, functional = torch._subclasses.fake_tensor.FakeTensor, torch._subclasses.functional_tensor.FunctionalTensor
     return any(isinstance(leaf, fake | functional) for leaf in torch.utils._pytree.tree_leaves(x))
 
@@ -219,7 +220,9 @@ def _rounding_key_shape(like: Tensor, salt: int) -> Tensor:
     return torch.empty((), dtype=torch.int32, device=like.device)
 
 
-torch.library.custom_op("gact::rounding_key", _rounding_key, mutates_args=()).register_fake(_rounding_key_shape)
+torch.library.custom_op(
+    "gact::rounding_key", _rounding_key, mutates_args=(), schema="(Tensor like, int salt) -> Tensor"
+).register_fake(_rounding_key_shape)
 
 _FLOAT_INDEX = {dtype: i for i, dtype in enumerate(FLOATS)}
 
@@ -227,6 +230,7 @@ _FLOAT_INDEX = {dtype: i for i, dtype in enumerate(FLOATS)}
 def _module(call: Callable[[Any], Any], name: str, label: str) -> torch.fx.GraphModule:
     """A graph of one call, which torch then runs on stand-ins to trace what it does with each tensor."""
 
+    @torch.compiler.disable  # torch.compile traces what the hook does with stand-ins, and not the hook's own Python
     def hook(value: Any) -> Any:
         return call(value)
 

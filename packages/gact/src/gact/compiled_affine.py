@@ -24,8 +24,8 @@ def quantise_traced(x: Tensor, bits: int, group_size: int, key: Tensor) -> tuple
     """Stochastically rounded codes q = min(B, ⌊(x − low)·B/(high − low) + u⌋), B = 2^bits − 1, group by group.
 
     u is uniform on the multiples of 2⁻¹⁶ in [0, 1), a hash of `key`, the element's index and its own bits. The last
-    group is padded with the last element. A group with a NaN, +inf, or a range that overflows stores low = NaN. From 2
-    bits on, a group with -inf keeps it exactly as its top code, and shows it by low > high.
+    group is padded with the last element. NaN and infinities are treated as the eager quantiser does: it can read these
+    codes. Only a range below 2⁻¹¹⁸, for which it takes out a power of two, counts as constant here.
 
     Args:
         x: Numbers in the order of their memory, floating, shape `[n]`, n > 0.
@@ -46,11 +46,11 @@ def quantise_traced(x: Tensor, bits: int, group_size: int, key: Tensor) -> tuple
     low = torch.where(gone, math.inf, values).amin(dim=1, keepdim=True)
     high = values.amax(dim=1, keepdim=True)
     nothing = gone.all(dim=1, keepdim=True)
-    low, high = torch.where(nothing, 0.0, low), torch.where(nothing, 0.0, high)
+    low, high = torch.where(nothing, 0.0, low) + 0.0, torch.where(nothing, 0.0, high) + 0.0  # -0.0 becomes 0.0
     span = high - low
     broken = ~torch.isfinite(span)
     if bits == 1:
-        broken = broken | marked
+        broken = broken | (marked & (span > 0))
     levels = top - marked.to(work)
     scale = levels / span
     scale = torch.where(torch.isfinite(scale), scale, 0.0)  # a constant group, or one narrower than 1 / the largest
@@ -60,7 +60,7 @@ def quantise_traced(x: Tensor, bits: int, group_size: int, key: Tensor) -> tuple
     codes = torch.where(gone, top, torch.minimum(codes, levels.to(torch.int32)))
     flat = marked & (span == 0)  # nothing to swap: high = -inf shows the mark
     first = torch.where(broken, math.nan, torch.where(marked & ~flat, high, low))
-    second = torch.where(flat, -math.inf, torch.where(marked, low, high))
+    second = torch.where(broken, math.nan, torch.where(flat, -math.inf, torch.where(marked, low, high)))
     return _pack_fields(codes.reshape(-1), bits), first.reshape(-1).to(x.dtype), second.reshape(-1).to(x.dtype)
 
 
@@ -85,7 +85,7 @@ def dequantise_traced(payload: Tensor, first: Tensor, second: Tensor, bits: int,
     flat = marked & (second_ == -math.inf)
     low = torch.where(marked & ~flat, second_, first_)
     high = torch.where(marked, first_, second_)
-    values = low + codes.to(work) * (high - low) / (top - marked.to(work))
+    values = low + codes.to(work) * (high - low) / (top - marked.to(work)).clamp(min=1)
     values = torch.where(marked & (codes == top), -math.inf, values)
     return values.reshape(-1)[:numel].to(first.dtype)
 

@@ -171,7 +171,9 @@ def _use(user: Any, source: Any) -> str:
     name, args = _name(user.target), user.args
     if name in ("gt", "le") and args[0] is source and args[1] == 0:
         return "positive"
-    if name in ("threshold_backward", "leaky_relu_backward") and args[1] is source and args[0] is not source:
+    if name in ("threshold_backward", "leaky_relu_backward"):
+        if args[1] is not source or args[0] is source:
+            return "value"
         return "positive" if name == "leaky_relu_backward" or args[2] == 0 else "exact"
     if name == "relu":
         return "rectified"
