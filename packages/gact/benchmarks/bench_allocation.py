@@ -21,8 +21,8 @@ WIDTHS = (1, 2, 4, 8)
 NOTES = (
     "Items as a large model has them: sizes from 2^14 to 2^24 numbers, sensitivities over eight decades, five choices "
     "each (1, 2, 4, 8 bits with group ends, or fp32 as it is); budgets of 1.5 to 6 bits on average. 'Distinct': no two "
-    "items alike; 'layers': 40 kinds, each many times over. Ours: exact, with its bound, at the default limit of two "
-    "seconds; peer: the paper's greedy from the top, in plain Python. Variance: total predicted variance, ours / "
+    "items alike; 'layers': 40 kinds, each many times over. Ours: exact, with its bound, at the default limit of one "
+    "second; peer: the paper's greedy from the top, in plain Python. Variance: total predicted variance, ours / "
     "greedy, median, smallest and largest of the budgets. Gap: proven distance to the optimum, largest of the budgets."
 )
 

@@ -190,7 +190,7 @@ def overhead(workload: workloads.Workload, repeats: int, clock: Callable[[], flo
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the benchmark."""
     args = harness.options(NAME, argv)
-    draws, repeats = (2, 3) if args.quick else (16, 21)
+    draws, repeats = (2, 3) if args.quick else (16, 9)
     rows = [row for w in models(args.scale, args.device) for row in accuracy(trained(w, 50), draws)]
     clock = time.process_time if args.device == "cpu" else time.perf_counter
     for workload in workloads.suite("quick" if args.quick else args.scale, args.device):

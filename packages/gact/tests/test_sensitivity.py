@@ -66,6 +66,16 @@ def test_energy_by_group_equals_expansion(seed):
     assert energy_by_group(energy, shape, group_size).tolist() == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.parametrize("dim", [0, 1, 2, -1, (1, 2), (0, 2), (1, 3), (0, 2, 3)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_row_energy_of_every_layout(dim, dtype):
+    for size in ((3, 4, 5, 6), (40, 64, 7, 9), (2, 0, 3, 4)):
+        x = _randn(*size).to(dtype)
+        for grad in (x, x.movedim(1, -1), x.to(memory_format=torch.channels_last)):
+            expected = grad.double().square().sum(dim)
+            torch.testing.assert_close(row_energy(grad, dim).double(), expected, rtol=1e-4, atol=0)
+
+
 @pytest.mark.parametrize(("rows", "columns", "group_size"), [(6, 7, 4), (5, 8, 16), (3, 64, 16), (1, 5, 8), (7, 1, 3)])
 @pytest.mark.parametrize("column_major", [False, True])
 def test_linear_equals_loops(rows, columns, group_size, column_major):

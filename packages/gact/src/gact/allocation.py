@@ -150,7 +150,7 @@ class _Relaxation:
 
 
 def allocate(
-    items: Sequence[Item], budget: SupportsFloat, *, time_limit: float = 2.0, exact: bool = True
+    items: Sequence[Item], budget: SupportsFloat, *, time_limit: float = 1.0, exact: bool = True
 ) -> Allocation:
     """The cheapest choice for every item within a budget of bytes.
 
