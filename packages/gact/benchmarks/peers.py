@@ -164,12 +164,13 @@ def fp8_pass(dtype: torch.dtype = E5M2) -> Method:
     return Method("Inductor's fp8 pass", "quantise", False, _compiling(compile_within), _no_compiler)
 
 
-def ours(bits: int | str, checkpointing: bool = False, **settings: Any) -> Method:
+def ours(bits: int | str, checkpointing: bool = False, calibration: int = 8, **settings: Any) -> Method:
     """`gact.ActivationCompressor`.
 
     Args:
-        bits: As it takes them; the adaptive ones are calibrated on the workload's batch.
+        bits: As it takes them; the adaptive ones are calibrated once, beforehand.
         checkpointing: Also a checkpoint around every block, whose kept input has as many bits.
+        calibration: Samples of the batch, at most, on which that is done.
         **settings: Further settings of the compressor.
     """
 
@@ -185,7 +186,7 @@ def ours(bits: int | str, checkpointing: bool = False, **settings: Any) -> Metho
                 return workload.loss()
 
         if isinstance(bits, str):
-            compressor.calibrate(workload.loss)
+            compressor.calibrate(workload.batch(min(calibration, len(workload.inputs))).loss)
         return Prepared(forward, compressor.step)
 
     name = f"ours, {bits} bit{'' if bits == 1 else 's'}" if isinstance(bits, int) else f"ours, {bits}"
