@@ -15,7 +15,7 @@ import itertools
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol, final
+from typing import Any, Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ __all__ = ["Compress", "FixedBits", "Holder", "checkpoint", "compressing"]
 _active = threading.local()
 
 
+@runtime_checkable
 class Holder(Protocol):
     """What is kept in place of a tensor."""
 
@@ -45,12 +46,8 @@ class Holder(Protocol):
         ...
 
 
-class Compress(Protocol):
-    """Decides what is kept of a tensor: a holder, or None to keep the tensor itself."""
-
-    def __call__(self, tensor: Tensor, /) -> Holder | None:
-        """Return what to keep of a detached tensor."""
-        ...
+# Decides what is kept of a detached tensor: a holder, or None to keep the tensor itself.
+Compress = Callable[[Tensor], Holder | None]
 
 
 @final
