@@ -7,9 +7,10 @@ its form. Tensors that are the same numbers in the same memory share one form.
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Protocol, final
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -19,121 +20,17 @@ from gact import kernels
 from gact.allocation import RAW
 from gact.counter_rng import stream_key
 from gact.forms import Affine, Coded, Form, Levels, Raw, Shape, Through, View, two_values, version_of
-from gact.geometry import flatten
+from gact.geometry import flatten, owners
 from gact.ledger import affine_bytes
-from gact.nodes import is_custom, read_saved, saved_names, variant, views_parameter
-from gact.rules import AFFINE, BRANCH, COS, EXACT, EXP, INDICES, SHAPE, SIN, STEP, UNKNOWN, Rules, Treatment, operation
+from gact.nodes import is_custom, read_saved, saved_names, variant
+from gact.rules import AFFINE, BRANCH, COS, EXACT, EXP, INDICES, SHAPE, SIN, STEP, UNKNOWN, Treatment, operation
+from gact.saved import Constant, Saved
+from gact.saved import Plan as Plan
+from gact.saved import Settled as Settled
 from gact.steps import encode_branch, encode_indices, encode_step
 
 THROUGH = {EXP: (torch.exp, torch.log), COS: (torch.cos, torch.acos), SIN: (torch.sin, torch.asin)}  # and back
 STATISTIC_SHARE = 16  # a custom function's constant this many times smaller than its largest tensor is a statistic
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a frame needs to know; fixed while it runs.
-
-    Args:
-        rules: Treatment of each operation.
-        bits: Bit width of a saved tensor, by key and the fewest that its operation allows; `RAW` keeps it.
-        min_bytes: Tensors of fewer bytes stay as they are.
-        group_size: Numbers a group of the quantiser.
-        seed: Of the rounding noise, this process's own.
-        exempt: Addresses of the storages of parameters and buffers.
-        is_exempt: Further test for storages that are not activations (sharded parameters).
-        keep: Takes a buffer of codes elsewhere; None keeps it.
-        take: Gives the memory for a buffer of codes; None lets torch allocate it.
-        nonfinite: ``"propagate"``, ``"raise"`` or ``"exact"``.
-        collector: Watches what is settled.
-        probe: Wraps an affine form (calibration).
-    """
-
-    rules: Rules
-    bits: Callable[[str, int], int]
-    min_bytes: int
-    group_size: int
-    seed: int
-    exempt: frozenset[int] = frozenset()
-    is_exempt: Callable[[Tensor], bool] | None = None
-    keep: Callable[[Tensor], Any] | None = None
-    take: Callable[[int, torch.device], Tensor] | None = None
-    nonfinite: str = "propagate"
-    collector: "Watcher | None" = None
-    probe: Callable[[str, Coded], Coded] | None = None
-
-
-class Watcher(Protocol):
-    """Sees what a frame does."""
-
-    def inspect(self, key: str, flat: Tensor) -> None:
-        """A tensor is about to be quantised."""
-
-    def observe(self, settled: "Settled", form: Form, node: Any) -> None:
-        """A tensor has got its form."""
-
-
-@dataclass(frozen=True, slots=True)
-class Settled:
-    """One saved tensor and what became of it.
-
-    Args:
-        key: Its name, the same in every pass over the same structure.
-        item: Name of the form's first user; tensors that share codes have it in common.
-        module: Path of the module whose forward saved it.
-        operation: Name of the operation.
-        saved: Name of the tensor within the operation.
-        treatment: What the rules say.
-        reason: Why it is exact although it could have been otherwise, or "".
-        shape: Shape.
-        dtype: Data type.
-        storage: Address that identifies the plain tensor's storage within the pass.
-        storage_bytes: Bytes of that storage.
-        outside: Whether the storage is a parameter, a buffer or a constant, which lives without the graph.
-        form: Name of the form.
-        bits: Nominal bits a number in this form.
-        nbytes: Bytes of the form; several tensors of one `item` share them.
-        result: Whether it is the operation's own result.
-    """
-
-    key: str
-    item: str
-    module: str
-    operation: str
-    saved: str
-    treatment: Treatment
-    reason: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    storage: int
-    storage_bytes: int
-    outside: bool
-    form: str
-    bits: float
-    nbytes: int
-    result: bool
-
-
-class Saved:
-    """What the graph holds for one saved tensor: first the tensor itself, detached, then its form."""
-
-    __slots__ = ("constant", "form", "leaf", "node_name", "parameter", "tensor", "version")
-
-    def __init__(self, tensor: Tensor) -> None:
-        node = tensor.grad_fn
-        self.tensor: Tensor | None = tensor.detach()  # the tensor itself may be the node's result: a cycle
-        self.form: Form | None = None
-        self.version = version_of(tensor)
-        self.leaf = tensor.is_leaf and tensor.requires_grad
-        self.constant = not tensor.requires_grad
-        self.parameter = self.leaf or views_parameter(node)
-        self.node_name = "" if node is None else node.name()
-
-    def decode(self) -> Tensor:
-        """Return what the backward pass shall see."""
-        if self.form is not None:
-            return self.form.decode()
-        assert self.tensor is not None
-        return self.tensor
 
 
 @final
@@ -157,6 +54,7 @@ class Frame:
     _shared: dict[Any, tuple[Any, str]] = field(default_factory=dict)
     _raw: dict[int, Any] = field(default_factory=dict)
     _storages: dict[int, StorageWeakRef] = field(default_factory=dict)
+    _constants: dict[int, list[Constant]] = field(default_factory=dict)
     _identifying: list[Any] | None = None
     _tensors: int = 0
     _thread: int = field(default_factory=threading.get_ident)
@@ -186,7 +84,7 @@ class Frame:
         """Give the tensors that a new node saved their final form."""
         if not self._pending:
             return
-        with torch.no_grad(), torch._C.DisableTorchFunction(), torch.autocast(self._device(), enabled=False):
+        with _quiet(self._pending[0].tensor):
             if is_custom(node):
                 mine = [("tensors", saved) for saved in self._asked(node, "tensors")]
             elif self.stops_at_node and len(self._pending) == 1 and len(names := saved_names(node)) == 1:
@@ -204,12 +102,40 @@ class Frame:
             assert saved.tensor is not None
             saved.form, saved.tensor = Raw(saved.tensor, saved.version), None
         self._pending.clear()
+        for address, constants in self._constants.items():
+            self._settle_constants(address, constants)
+        self._constants.clear()
         self._shared.clear()
         self._raw.clear()
 
-    def _device(self) -> str:
-        tensor = self._pending[0].tensor
-        return "cpu" if tensor is None or tensor.device.type == "meta" else tensor.device.type
+    def _settle_constants(self, address: int, constants: list[Constant]) -> None:
+        """Store constants that only the graph holds; say of inputs and targets that they live without it."""
+        held = [(c, saved) for c in constants if (saved := c.saved()) is not None and isinstance(saved.form, Raw)]
+        if held and owners(address) > len(held):
+            for constant, _ in held:
+                self.settled[constant.index] = replace(self.settled[constant.index], outside=True)
+        elif all(self.settled[constant.index].reason == "constant" for constant, _ in held):
+            del self._raw[address]
+            for constant, saved in held:
+                self._settle_constant(constant, saved)
+
+    def _settle_constant(self, constant: Constant, saved: Saved) -> None:
+        before = self.settled[constant.index]
+        assert isinstance(saved.form, Raw)
+        if saved.form.changed:  # in place; the backward pass shall say so
+            return
+        tensor = saved.form.decode()
+        with _quiet(tensor):
+            form, reason = self._affine(constant.node, tensor, before.key, before.treatment)
+        if form is None:
+            self.settled[constant.index] = replace(before, reason=reason)
+            return
+        saved.form = form
+        item = form.item if isinstance(form, View) else before.key
+        settled = replace(before, item=item, reason="", form=form.name, bits=form.bits, nbytes=form.nbytes)
+        self.settled[constant.index] = settled
+        if self.plan.collector is not None:
+            self.plan.collector.observe(settled, form, constant.node)
 
     def _asked(self, node: Any, name: str) -> list[Saved]:
         """The pending tensors that unpacking one attribute of a node asks for."""
@@ -255,7 +181,8 @@ class Frame:
         if form is None:
             form = Raw(tensor, saved.version)
             self._raw[address] = weakref.ref(form)
-            outside = outside or reason == "constant"
+            if saved.constant and not outside:
+                self._constants.setdefault(address, []).append(Constant(len(self.settled), weakref.ref(saved), node))
         saved.form, saved.tensor = form, None
         item = (form.item or key) if isinstance(form, View) else key
         settled = Settled(
@@ -346,7 +273,7 @@ class Frame:
         flat, geometry = flatten(tensor)
         address = tensor.untyped_storage()._cdata
         if flat.untyped_storage()._cdata == address:
-            place: tuple[int, ...] = (flat.storage_offset(), flat.numel())
+            place: tuple[Any, ...] = (flat.storage_offset(), flat.numel())
         else:  # copied because of its gaps
             place = (tensor.storage_offset(), *tensor.size(), *tensor.stride())
         index = address, place, tensor.dtype, tensor._version, kind
@@ -356,3 +283,11 @@ class Frame:
             form, item = encode(flat), key
             self._shared[index] = weakref.ref(form), item
         return View(form, geometry, item)
+
+
+@contextmanager
+def _quiet(tensor: Tensor | None) -> Iterator[None]:
+    """Arithmetic that leaves no trace and is done as written."""
+    device = "cpu" if tensor is None else tensor.device.type
+    with torch.no_grad(), torch._C.DisableTorchFunction(), torch.autocast(device, enabled=False):
+        yield

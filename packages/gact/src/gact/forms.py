@@ -53,14 +53,19 @@ class Raw(Form):
         Raises:
             RuntimeError: If the tensor was changed in place since it was saved.
         """
-        now = version_of(self._tensor)
-        if now != self._version:
+        if self.changed:
+            now = version_of(self._tensor)
             raise RuntimeError(
                 "one of the variables needed for gradient computation has been modified by an inplace operation: a "
                 f"{self._tensor.dtype} tensor of shape {tuple(self._tensor.shape)} was saved at version "
                 f"{self._version} and is at version {now} now; replace the in-place operation, or clone before it"
             )
         return self._tensor
+
+    @property
+    def changed(self) -> bool:
+        """Whether the tensor was changed in place since it was saved."""
+        return version_of(self._tensor) != self._version
 
     @property
     def nbytes(self) -> int:

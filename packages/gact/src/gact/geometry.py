@@ -61,6 +61,19 @@ def is_dense(tensor: Tensor) -> bool:
     return tensor.numel() > 0
 
 
-def storage_of(tensor: Tensor) -> torch.UntypedStorage:
-    """The storage behind a strided tensor."""
-    return tensor.untyped_storage()
+def owners(storage: int) -> int:
+    """How many tensors share a storage.
+
+    Args:
+        storage: Address of its implementation, ``_cdata``, to which somebody holds at least a weak reference.
+    """
+    return torch._C._storage_Use_Count(storage) - _COUNTING_ITSELF
+
+
+def _counting_itself() -> int:
+    """What torch's count adds while it counts."""
+    tensor = torch.empty(1, device="cpu")
+    return torch._C._storage_Use_Count(tensor.untyped_storage()._cdata) - 1
+
+
+_COUNTING_ITSELF = _counting_itself()
