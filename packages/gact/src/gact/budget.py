@@ -21,17 +21,19 @@ class Size:
         numel: Distinct numbers.
         dtype: Their type in plain training.
         least_bits: Fewest bits that the operations which read it allow.
+        extra: Bytes beside the codes at any width: classes of numbers on both sides of a jump.
     """
 
     numel: int
     dtype: torch.dtype
     least_bits: int = 1
+    extra: int = 0
 
     def nbytes(self, bits: int, group_size: int) -> int:
         """Bytes at a width, or of the plain numbers for `RAW`."""
         if bits == RAW:
             return self.numel * self.dtype.itemsize
-        return affine_bytes(self.numel, bits, group_size, self.dtype)
+        return affine_bytes(self.numel, bits, group_size, self.dtype) + self.extra
 
 
 def average_bytes(sizes: Iterable[Size], average: float, group_size: int) -> int:
@@ -45,7 +47,7 @@ def average_bytes(sizes: Iterable[Size], average: float, group_size: int) -> int
     total = 0.0
     for size in sizes:
         groups = -(-size.numel // group_size)
-        total += groups * (group_size * average / 8 + 2 * size.dtype.itemsize)
+        total += groups * (group_size * average / 8 + 2 * size.dtype.itemsize) + size.extra
     return int(total)
 
 

@@ -12,6 +12,7 @@ from gact import sensitivity
 from gact.affine import BITS
 from gact.capture import Settled
 from gact.forms import Coded, Form, View
+from gact.ledger import affine_bytes
 from gact.nodes import views_parameter
 from gact.variance import law, law_variance, profile
 
@@ -51,6 +52,10 @@ class Stored:
     def least_bits(self) -> int:
         """Fewest bits that all its users allow."""
         return max(user.treatment.least_bits for user in self.users)
+
+    def extra(self, group_size: int) -> int:
+        """Bytes beside the codes."""
+        return self.first.nbytes - affine_bytes(self.numel, int(self.first.bits), group_size, self.first.dtype)
 
 
 @final

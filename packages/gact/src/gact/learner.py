@@ -129,7 +129,8 @@ class Learner:
             self._settled = settled
         self.sensitivities = {**self.sensitivities, **{k: self._updated(k, new) for k, new in found.items()}}
         self._sizes = {
-            item: Size(stored.numel, stored.first.dtype, stored.least_bits) for item, stored in collector.stored.items()
+            item: Size(stored.numel, stored.first.dtype, stored.least_bits, stored.extra(self._group_size))
+            for item, stored in collector.stored.items()
         }
         self._estimates = {**self._estimates, **collector.estimates()}
         self._allocate()
