@@ -45,7 +45,11 @@ class CopyLane(ABC):
 
     @abstractmethod
     def arrive(self, ticket: Any) -> None:
-        """Let what the caller computes from here on come after a copy."""
+        """Let what the caller computes from here on come after a copy, and also what uses the buffer's memory next."""
+
+    @abstractmethod
+    def lend(self, buffer: Tensor) -> Tensor:
+        """Return a buffer that what the caller computes from here on may use for as long as it holds it."""
 
 
 @final
@@ -71,6 +75,10 @@ class CpuLane(CopyLane):
     def arrive(self, ticket: None) -> None:
         """Do nothing."""
 
+    def lend(self, buffer: Tensor) -> Tensor:
+        """Return the buffer."""
+        return buffer
+
 
 @final
 class CudaLane(CopyLane):
@@ -94,27 +102,38 @@ class CudaLane(CopyLane):
         return torch.empty(nbytes, dtype=torch.uint8, pin_memory=self._pinned)
 
     def send(self, buffer: Tensor, block: Tensor) -> Any:
-        """Begin to copy to the host; return an event."""
-        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        """Begin to copy to the host; return an event and the stream that computes."""
+        owner = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(owner)
         with torch.cuda.stream(self._stream):
             block.copy_(buffer, non_blocking=True)
-            return self._stream.record_event()
+            return self._stream.record_event(), owner
 
     def fetch(self, block: Tensor) -> tuple[Tensor, Any]:
-        """Begin to copy from the host; return the buffer and an event."""
+        """Begin to copy from the host; return the buffer, and an event with the stream that computes."""
+        owner = torch.cuda.current_stream(self._device)
         buffer = torch.empty(block.numel(), dtype=torch.uint8, device=self._device)
-        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        self._stream.wait_stream(owner)
         with torch.cuda.stream(self._stream):
             buffer.copy_(block, non_blocking=True)
-            return buffer, self._stream.record_event()
+            return buffer, (self._stream.record_event(), owner)
 
     def done(self, ticket: Any) -> bool:
         """Whether the event has happened."""
-        return ticket.query()
+        return ticket[0].query()
 
     def arrive(self, ticket: Any) -> None:
-        """Let the current stream wait for the event."""
-        torch.cuda.current_stream(self._device).wait_event(ticket)
+        """Let the current stream wait for the event, and the stream whose memory it is."""
+        event, owner = ticket
+        current = torch.cuda.current_stream(self._device)
+        current.wait_event(event)
+        if owner != current:
+            owner.wait_event(event)
+
+    def lend(self, buffer: Tensor) -> Tensor:
+        """Tell the allocator that the current stream uses the buffer; free of charge where it is its own."""
+        buffer.record_stream(torch.cuda.current_stream(self._device))
+        return buffer
 
 
 @final
@@ -265,7 +284,7 @@ class HostStore:
                 self._lane.arrive(ticket)
                 self._misses += 1
             self._look_ahead(entry)
-        return buffer
+            return self._lane.lend(buffer)
 
     def stats(self) -> StoreStats:
         """Return what the store holds and has done."""
@@ -299,20 +318,22 @@ class HostStore:
             waiting -= entry.nbytes
 
     def _look_ahead(self, entry: _Entry) -> None:
-        """Bring back the entries right below one, as many as the budget allows."""
-        budget = self._prefetch_bytes - sum(early.nbytes for early in self._early)
-        for early in [e for e in self._early if e.thread == entry.thread and _place(e) > _place(entry)]:
-            self._lane.arrive(self._early.pop(early)[1])  # their turn is over
-            self._discarded += 1
-            budget += early.nbytes
-        order = self._order.get(entry.thread, [])
+        """Bring back the entries right below one, as many as the budget allows, and give up others of this thread."""
+        budget = self._prefetch_bytes - sum(e.nbytes for e in self._early if e.thread != entry.thread)
+        order, likely = self._order.get(entry.thread, []), []
         for i in range(bisect.bisect_left(order, _place(entry), key=_place) - 1, -1, -1):
-            likely = order[i]
-            if likely.nbytes > budget:
+            if order[i] in self._leaving:
+                continue
+            budget -= order[i].nbytes
+            if budget < 0:
                 break
-            if likely not in self._early and likely not in self._leaving:
-                self._early[likely] = self._bring(likely)
-                budget -= likely.nbytes
+            likely.append(order[i])
+        for early in [e for e in self._early if e.thread == entry.thread and e not in likely]:
+            self._lane.arrive(self._early.pop(early)[1])
+            self._discarded += 1
+        for next_one in likely:
+            if next_one not in self._early:
+                self._early[next_one] = self._bring(next_one)
 
     def _tidy(self) -> None:
         """Forget copies that are over and entries whose handles are gone."""
