@@ -64,6 +64,15 @@ def without_error(workload: workloads.Workload, method: peers.Method) -> Callabl
     return fits
 
 
+def verdict(name: str, found: dict[str, int], judge: bool) -> harness.Row:
+    """The best of ours; the goal is for the decoder at GPT-2 small's size."""
+    best = max((key for key in found if key.startswith("ours")), key=lambda key: found[key])
+    goal = GOAL if judge and name == "GPT decoder" else None
+    ratio = found[best] / found["plain"]
+    label = f"{name}: the best of ours"
+    return harness.row(label, found[best], found["plain"], "plain", ratio, goal, "samples", True, method=best)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the benchmark."""
     args = harness.options(NAME, argv)
@@ -76,12 +85,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         for method in (peers.plain(), *methods, *peers.all_ours()):
             fits = without_error(workload, method) if budget is None else within(workload, method, budget)
             found[method.name] = best = measure.largest(fits, start, most)
-            ratio, ours = best / found["plain"], method.family == "ours"
-            goal = GOAL if ours and workload.name == "GPT decoder" and not args.quick else None
             columns = {"family": method.family, "budget_bytes": budget, "capped": best == most}
             label = f"{workload.name}: {method.name}"
-            rows.append(harness.row(label, best, found["plain"], "plain", ratio, goal, "samples", True, **columns))
+            ratio = best / found["plain"]
+            rows.append(harness.row(label, best, found["plain"], "plain", ratio, unit="samples", **columns))
             print(harness.line(rows[-1]), flush=True)
+        rows.append(verdict(workload.name, found, args.scale == "gpu"))
     harness.save(NAME, args, rows, NOTES, ["bitsandbytes", "torchtune", "triton"])
 
 
