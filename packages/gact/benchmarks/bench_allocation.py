@@ -63,7 +63,7 @@ def rows_of(count: int, kinds: int | None, repeats: int) -> list[harness.Row]:
         harness.row(f"{label}: time", timed.ours_s, timed.peer_s, peer_name, timed.ratio),
         harness.row(f"{label}: seconds", timed.ours_s, None, "none", None, 1.0 if count == 2000 else None),
         harness.row(f"{label}: variance", None, None, peer_name, spread, 1.0, "ours / greedy", **status),
-        harness.row(f"{label}: proven gap", gap, None, "none", None, 1e-6, "relative", **status),
+        harness.row(f"{label}: proven gap", gap, None, "none", unit="relative", **status),
     ]
 
 
