@@ -1,19 +1,20 @@
 """What one ordinary training step tells about each stored tensor: its noise at each width, and who feels it."""
 
 import threading
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, final
 
-import torch
 from torch import Tensor
 
 from gact import sensitivity
 from gact.affine import BITS
 from gact.capture import Settled
+from gact.contributions import Gradients, Saved, contributions
 from gact.forms import Coded, Form, View
+from gact.gains import ParameterGains
 from gact.ledger import affine_bytes
 from gact.nodes import views_parameter
+from gact.rules import EXP
 from gact.variance import law, law_variance, profile
 
 
@@ -45,8 +46,7 @@ class Stored:
     users: list[Settled] = field(default_factory=list)
     shape: tuple[float, ...] = tuple(law(b) for b in BITS)
     law_energy: float = 0.0
-    direct: list[Tensor] = field(default_factory=list)
-    local: list[tuple[Settled, Tensor]] = field(default_factory=list)
+    felt: list[tuple[Tensor, bool]] = field(default_factory=list)  # c in the parameters' gradients, whether exact
 
     @property
     def least_bits(self) -> int:
@@ -73,6 +73,7 @@ class Collector:
         self._group_size, self._exact_shape = group_size, exact_shape
         self._profiles: dict[str, tuple[float, ...]] = {}
         self._numel: dict[str, int] = {}
+        self._gains = ParameterGains()
         self._lock = threading.Lock()
 
     @property
@@ -98,22 +99,21 @@ class Collector:
         low, high = codes.low, codes.high
         if len(stored.users) == 1:
             self._shape(stored, low, high)
-        measure = _measure(settled, form, node, low, high, self._group_size)
+        seen = _as_seen(settled, form, low, high, self._group_size)
         self.expected += 1
 
-        def hook(grads: tuple[Tensor | None, ...]) -> None:
-            with torch.no_grad():
-                found = None if grads[0] is None else measure(grads)
+        def hook(grad_inputs: Gradients, grad_outputs: Gradients) -> None:
+            found = [
+                (entry, 1.0 if direct else self._gains.along(node, entry.edge))
+                for entry in contributions(node, seen, grad_inputs, grad_outputs)
+                for direct in [entry.exact and views_parameter(node.next_functions[entry.edge][0])]
+            ]
             with self._lock:
                 self.seen += 1
-                if found is not None:
-                    direct, value = found
-                    if direct:
-                        stored.direct.append(value)
-                    else:
-                        stored.local.append((settled, value))
+                for entry, gain in found:
+                    stored.felt.append((entry.c * gain, entry.exact and gain == 1.0))
 
-        node.register_prehook(hook)
+        node.register_hook(hook)
 
     def _shape(self, stored: Stored, low: Tensor, high: Tensor) -> None:
         energy = float(law_variance(low, high, stored.numel, self._group_size, 1))
@@ -126,12 +126,11 @@ class Collector:
         """Return what has been learnt, by item."""
         found = {}
         for item, stored in self.stored.items():
-            direct = sum(float(value) for value in stored.direct)
-            local = sum(float(value) for _, value in stored.local)
-            source = "closed form" if stored.direct and not stored.local else "estimated"
-            if not stored.direct and not stored.local:  # no gradient came back to it yet
+            if not stored.felt:  # no gradient came back to it yet
                 continue
-            found[item] = Sensitivity(direct + local, stored.shape, source)
+            c = sum(float(value) for value, _ in stored.felt)
+            source = "closed form" if all(exact for _, exact in stored.felt) else "estimated"
+            found[item] = Sensitivity(c, stored.shape, source)
         return found
 
     def estimates(self) -> dict[str, float]:
@@ -139,51 +138,7 @@ class Collector:
         return {item: s.c for item, s in self.sensitivities().items() if s.source == "estimated"}
 
 
-def _measure(settled: Settled, form: View, node: Any, low: Tensor, high: Tensor, group_size: int) -> Any:
-    """A function from incoming gradients to (whether it goes straight into a parameter's gradient, c)."""
-    name, saved = settled.operation, settled.saved
-    geometry = form.geometry
-    order = sensitivity.memory_order(geometry.kept_size, geometry.kept_stride)
-    if name in ("Mm", "Addmm", "Bmm", "Baddbmm") and saved in ("self", "mat1", "batch1", "mat2", "batch2"):
-        left = saved in ("self", "mat1", "batch1")
-        parents = [parent for parent, _ in node.next_functions]
-        direct = views_parameter(parents[-1] if left else parents[-2])
-        return lambda grads: (
-            direct,
-            sensitivity.matmul(
-                grads[0], geometry.kept_size, low, high, group_size, operand="left" if left else "right", order=order
-            ),
-        )
-    if name == "Convolution" and saved == "input" and views_parameter(node.next_functions[1][0]):
-        settings = _convolution(node)
-        size = geometry.kept_size
-        channels_last = len(size) > 2 and order == (0, *range(2, len(size)), 1)
-        weight = tuple(node._saved_weight.shape)
-        return lambda grads: (
-            True,
-            sensitivity.convolution(
-                grads[0],
-                size,
-                weight,
-                **settings,
-                low=low,
-                high=high,
-                group_size=group_size,
-                channels_last=channels_last,
-            ),
-        )
-    return lambda grads: (False, _estimate(grads, low, high))
-
-
-def _convolution(node: Any) -> Mapping[str, Any]:
-    return {
-        "stride": tuple(node._saved_stride), "padding": tuple(node._saved_padding),
-        "dilation": tuple(node._saved_dilation), "groups": node._saved_groups, "transposed": node._saved_transposed,
-    }  # fmt: skip
-
-
-def _estimate(grads: tuple[Tensor | None, ...], low: Tensor, high: Tensor) -> Tensor:
-    """Without a closed form: the incoming energy times the mean squared range, as if a linear layer read the tensor."""
-    energy = sum(torch.linalg.vector_norm(g, dtype=torch.float32).square() for g in grads if g is not None)
-    spread = (high.float() - low.float()).square().mean() / 6
-    return torch.as_tensor(energy * spread)
+def _as_seen(settled: Settled, form: View, low: Tensor, high: Tensor, group_size: int) -> Saved:
+    size, stride = form.geometry.kept_size, form.geometry.kept_stride
+    order = sensitivity.memory_order(size, stride)
+    return Saved(settled.saved, size, order, low, high, group_size, settled.treatment.form == EXP)

@@ -35,6 +35,7 @@ class Saved:
         low: Smallest value of each group.
         high: Largest value of each group.
         group_size: Elements of a group.
+        exponentials: Whether logarithms were saved and their exponentials quantised.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Saved:
     low: Tensor
     high: Tensor
     group_size: int
+    exponentials: bool = False
 
     def flat(self, grad: Tensor) -> Tensor:
         """Squares or gradients of this shape, flattened in the order of memory."""
@@ -150,11 +152,16 @@ def _elementwise(node: Any, saved: Saved, grad: Tensor) -> list[Contribution]:
 
 
 def _log_softmax(node: Any, saved: Saved, grad: Tensor) -> list[Contribution]:
-    """∇x = g − e^r Σ g with r saved: noise e^r Σ g · δr; e^{2r} as if r were uniform in its group's range."""
+    """∇x = g − e^r Σ g with r saved: noise e^r Σ g · δr; e^{2r} as if r were uniform in its group's range.
+
+    With e^r quantised in place of r, the noise is Σ g · δ(e^r).
+    """
     if saved.name != "result":
         return []
     dim = node._saved_dim - (1 << 64 if node._saved_dim >= 1 << 63 else 0)  # torch shows -1 as an unsigned number
     rows = grad.to(torch.promote_types(grad.dtype, torch.float32)).sum(dim, keepdim=True).square()
+    if saved.exponentials:
+        return [Contribution(0, saved.pooled(rows))]
     dims = [saved.size[d] for d in saved.order]
     energy = sensitivity.energy_by_group(rows.permute(saved.order), dims, saved.group_size)
     squares = range_energy(saved.low, saved.high)
