@@ -36,6 +36,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 STRIDE = (
     8 * counter_rng.BLOCK
 )  # elements whose groups are measured at once; they are coded a block of the RNG at a time
+CHUNK = counter_rng.BLOCK  # elements coded at once on a processor: they fit its cache
 _DEVICE_STRIDE = 1 << 24  # on devices, where a launch costs more than memory
 
 
@@ -250,7 +251,7 @@ def prepare_result(codes: AffineCodes, dtype: torch.dtype | None, out: torch.Ten
 
 @final
 class Rounding:
-    """Adds the random integers of one tensor's stream to fixed-point numbers.
+    """Rounds fixed-point numbers to integers by the random integers of one tensor's stream.
 
     Args:
         key: From `counter_rng.stream_key`.
@@ -264,28 +265,29 @@ class Rounding:
         if self._host:
             words = min(counter_rng.BLOCK_WORDS, numel // 2)
             self._places = counter_rng.place_terms(key, words)
-            self._words = scratch.take("words", words, torch.int32, device)
-            self._array = self._words.numpy().view(np.uint32)
-            self._spare = scratch.take("words, shifted", words, torch.int32, device).numpy().view(np.uint32)
-            self._wide = scratch.take("words, wide", 2 * words, torch.int32, device)
 
-    def add_to(self, fixed: torch.Tensor, start: int) -> None:
-        """Add r of the elements start, start + 1, …, which lie in one block of the stream on a processor.
+    def round_off(self, fixed: torch.Tensor, start: int, spare: torch.Tensor) -> None:
+        """⌊(fixed + r) / 2¹⁶⌋ for elements from `start` on, which on a processor lie in one block of the stream.
 
         Args:
             fixed: Changed in place, int32, shape [groups, G].
             start: Index of the first element, even.
+            spare: Overwritten on a processor, int32, shape [groups·G].
         """
         if not self._host:
             fixed.add_(counter_rng.random16(start, fixed.numel(), self._key, fixed.device).view_as(fixed))
+            fixed.bitwise_right_shift_(16)
             return
         block, place = divmod(start, counter_rng.BLOCK)
         count = fixed.numel() // 2
         places = self._places[place // 2 : place // 2 + count]
-        counter_rng.fill_words(places, self._key, block, self._array[:count], self._spare[:count])
-        wide = self._wide[: 2 * count]
-        wide.copy_(self._words[:count].view(torch.uint16))
-        fixed.add_(wide.view_as(fixed))
+        words = scratch.take("words", count, torch.int32, fixed.device)
+        counter_rng.fill_words(
+            places, self._key, block, words.numpy().view(np.uint32), spare[:count].numpy().view(np.uint32)
+        )
+        fixed.add_(spare.copy_(words.view(torch.uint16)).view_as(fixed))
+        array = fixed.numpy()
+        np.right_shift(array, 16, out=array)
 
 
 def _stride(device: torch.device) -> int:
@@ -294,7 +296,7 @@ def _stride(device: torch.device) -> int:
 
 def _rows(groups: torch.Tensor) -> int:
     """How many groups are coded at once: on a processor as many as fit the cache and one block of random numbers."""
-    return counter_rng.BLOCK // groups.shape[1] if groups.device.type == "cpu" else max(1, len(groups))
+    return CHUNK // groups.shape[1] if groups.device.type == "cpu" else max(1, len(groups))
 
 
 def _encode(
@@ -324,30 +326,33 @@ def _encode(
     most = min(rows, len(groups)) * size
     real = scratch.take("real", most, wide, groups.device).view(-1, size)
     fixed = scratch.take("fixed", most, torch.int32, groups.device).view(-1, size)
-    for row in range(0, len(groups), rows):
-        part = slice(row, min(row + rows, len(groups)))
-        count = part.stop - part.start
-        t, q = real[:count], fixed[:count]
-        torch.sub(groups[part], encoder.base[part], out=t)
+    ends, per_part = (encoder.base.split(rows), encoder.scale.split(rows)), rows * size * bits // 8
+    for number, (part, base, scale, packed) in enumerate(
+        zip(groups.split(rows), *ends, payload.split(per_part), strict=True)
+    ):
+        count = len(part)
+        t, q = (real, fixed) if count == len(real) else (real[:count], fixed[:count])
+        torch.sub(part, base, out=t)
+        where = slice(number * rows, number * rows + count)
         if encoder.lift is not None:
-            t.mul_(encoder.lift[part])
-        q.copy_(t.mul_(encoder.scale[part]))
-        rounding.add_to(q, start + row * size)
-        q.bitwise_right_shift_(16)
+            t.mul_(encoder.lift[where])
+        q.copy_(t.mul_(scale))
+        spare = t.view(-1).view(torch.int32)[: q.numel()]
+        rounding.round_off(q, start + number * rows * size, spare)
         if encoder.cap is not None and encoder.gone is not None:
-            torch.minimum(q, encoder.cap[part], out=q)
-            q.masked_fill_(encoder.gone[part], (1 << bits) - 1)
-        _store(q.view(-1), bits, payload[row * size * bits // 8 : part.stop * size * bits // 8])
+            torch.minimum(q, encoder.cap[where], out=q)
+            q.masked_fill_(encoder.gone[where], (1 << bits) - 1)
+        _store(q.view(-1), bits, packed, spare)
 
 
-def _store(codes: torch.Tensor, bits: int, payload: torch.Tensor) -> None:
+def _store(codes: torch.Tensor, bits: int, payload: torch.Tensor, spare: torch.Tensor) -> None:
     """Clamp codes to B and pack them."""
     top = (1 << bits) - 1
     if bits == 8:
         payload.copy_(codes.clamp_(max=top))
         return
-    narrow = scratch.take("narrow", codes.numel(), torch.uint8, codes.device).copy_(codes).clamp_(max=top)
-    masks.pack_into(narrow, bits, payload, scratch.take("lanes", codes.numel(), torch.uint8, codes.device))
+    narrow, lanes = spare.view(torch.uint8)[: 2 * len(codes)].split(len(codes))
+    masks.pack_into(narrow.copy_(codes).clamp_(max=top), bits, payload, lanes)
 
 
 def _decode(payload: torch.Tensor, bits: int, low: torch.Tensor, high: torch.Tensor, out: torch.Tensor) -> None:
@@ -357,23 +362,25 @@ def _decode(payload: torch.Tensor, bits: int, low: torch.Tensor, high: torch.Ten
     if decoder is None:
         decoder = groups_of.careful_decoder(low, high, bits)
     rows, size = _rows(out), out.shape[1]
-    most = min(rows, len(out)) * size
     direct = out.dtype == low.dtype
-    real = out if direct else scratch.take("real", most, low.dtype, out.device).view(-1, size)
-    for row in range(0, len(out), rows):
-        part = slice(row, min(row + rows, len(out)))
-        t = real[part] if direct else real[: part.stop - part.start]
-        q = _load(payload[row * size * bits // 8 : part.stop * size * bits // 8], bits).view_as(t)
-        t.copy_(q).mul_(decoder.step[part])
+    real = out if direct else scratch.take("real", min(rows, len(out)) * size, low.dtype, out.device).view(-1, size)
+    ends, per_part = (decoder.base, decoder.step, decoder.top), rows * size * bits // 8
+    for number, (result, packed, base, step, top) in enumerate(
+        zip(out.split(rows), payload.split(per_part), *(end.split(rows) for end in ends), strict=True)
+    ):
+        count = len(result)
+        t = result if direct else real[:count]
+        q = _load(packed, bits).view_as(t)
+        t.copy_(q).mul_(step)
+        where = slice(number * rows, number * rows + count)
         if decoder.drop is not None:
-            t.mul_(decoder.drop[part])
-        t.add_(decoder.base[part])
-        torch.minimum(t, decoder.top[part], out=t)
+            t.mul_(decoder.drop[where])
+        torch.minimum(t.add_(base), top, out=t)
         if decoder.masked is not None and decoder.cap is not None:
-            torch.where(q == decoder.cap[part], decoder.top[part], t, out=t)
-            t.masked_fill_(decoder.masked[part] & (q == (1 << bits) - 1), -math.inf)
+            torch.where(q == decoder.cap[where], top, t, out=t)
+            t.masked_fill_(decoder.masked[where] & (q == (1 << bits) - 1), -math.inf)
         if not direct:
-            out[part] = t
+            result.copy_(t)
 
 
 def _load(payload: torch.Tensor, bits: int) -> torch.Tensor:

@@ -11,6 +11,7 @@ packed byte on top, and no two of the other products meet (L = 8/w).
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Int64, UInt8
 
@@ -21,6 +22,7 @@ _LANES = {
     2: (torch.int32, sum(1 << (24 - 6 * k) for k in range(4)), 24),
     4: (torch.int16, sum(1 << (8 - 4 * k) for k in range(2)), 8),
 }
+_UNSIGNED = {1: np.uint64, 2: np.uint32, 4: np.uint16}
 # width: (shift, mask) that halve, step by step, how many fields share an integer of 8/width bytes
 _SPREAD = {
     1: ((28, 0x0000000F0000000F), (14, 0x0003000300030003), (7, 0x0101010101010101)),
@@ -178,6 +180,13 @@ def pack_into(
         scratch: Overwritten; allocated if None.
     """
     dtype, multiplier, shift = _LANES[width]
+    if values.device.type == "cpu":  # numpy's integer loops are faster, and multiply without sign
+        unsigned = _UNSIGNED[width]
+        wide = None if scratch is None else scratch.numpy().view(unsigned)
+        wide = np.multiply(values.numpy().view(unsigned), unsigned(multiplier), out=wide)
+        np.right_shift(wide, unsigned(shift), out=wide)
+        np.copyto(out.numpy(), wide, casting="unsafe")
+        return
     lanes = torch.mul(values.view(dtype), multiplier, out=None if scratch is None else scratch.view(dtype))
     out.copy_(lanes.bitwise_right_shift_(shift))
 
@@ -196,6 +205,16 @@ def unpack_into(
         out: Receives 8m/width values, at an aligned address.
         scratch: Overwritten; allocated if None.
     """
+    if packed.device.type == "cpu":
+        unsigned = _UNSIGNED[width]
+        wide = out.numpy().view(unsigned)
+        np.copyto(wide, packed.numpy())
+        spare = np.empty_like(wide) if scratch is None else scratch.numpy().view(unsigned)
+        for shift, mask in _SPREAD[width]:
+            np.left_shift(wide, unsigned(shift), out=spare)
+            np.bitwise_or(wide, spare, out=wide)
+            np.bitwise_and(wide, unsigned(mask), out=wide)
+        return
     dtype = _LANES[width][0]
     lanes = out.view(dtype)
     lanes.copy_(packed)
