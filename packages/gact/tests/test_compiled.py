@@ -318,7 +318,8 @@ class Graphs:
     def __init__(self, use, made=torch.ops.aten.addmm.default, static=False) -> None:
         forward, self.backward = torch.fx.Graph(), torch.fx.Graph()
         source = forward.placeholder("primals_1")
-        source.meta["is_static_input"] = static
+        if static is not None:
+            source.meta["is_static_input"] = static
         self.node = forward.create_node("call_function", made, (source,), name="saved")
         saved, tangent = self.backward.placeholder("saved"), self.backward.placeholder("tangents_1")
         use(self.backward, saved, tangent)
@@ -383,10 +384,13 @@ def test_forms_by_origin() -> None:
     assert Graphs(product, aten.t.default, static=True).form() is Form.RAW
     assert Graphs(product, aten._to_copy.default, static=True).form() is Form.RAW
     assert Graphs(product, aten.t.default).form() is Form.AFFINE
+    assert Graphs(product, aten.t.default, static=None).form() is Form.RAW  # an older torch does not tell
+    assert Graphs(product, aten.mul.Tensor, static=None).form() is Form.AFFINE
     assert Graphs(product, aten.mul.Tensor, static=True).form() is Form.AFFINE
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*script_method.*:DeprecationWarning")  # torch 2.11's own, when Inductor loads
 def test_inductor() -> None:
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 8)), torch.randn(256, 32)

@@ -186,20 +186,13 @@ def _use(user: Any, source: Any) -> str:
 
 def _is_parameter(node: Any) -> bool:
     """Whether a node is a static input of the graph (parameters, buffers), or a view or a cast of one."""
+    copied = False
     while node.op == "call_function" and _name(node.target) in _COPIES:
-        node = node.args[0]
-    if node.op == "get_attr":
-        return True
+        node, copied = node.args[0], True
     if node.op != "placeholder":
-        return False
-    if (static := node.meta.get("is_static_input")) is not None:
-        return bool(static)
-    context = torch._guards.TracingContext.try_get()  # before 2.15 the node does not tell
-    metadata = None if context is None else context.fw_metadata
-    if metadata is None:
-        return False
-    inputs = [p.name for p in node.graph.find_nodes(op="placeholder")]
-    return inputs.index(node.name) in (metadata.static_input_indices or ())
+        return node.op == "get_attr"
+    # Older torch does not mark static inputs. It hands over none itself, but a copy of an input may be of a parameter.
+    return bool(node.meta.get("is_static_input", copied))
 
 
 def _is_statistic(node: Any) -> bool:
