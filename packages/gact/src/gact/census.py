@@ -170,7 +170,7 @@ def estimate(
     report = build_report(settled, {})
     stored = {s.item: s for s in reversed(settled) if s.form == "affine"}  # by their first users
     others = report.saved_bytes - sum(s.nbytes for s in stored.values())
-    least = _bytes(stored.values(), Target("fixed", 1), group_size)
+    least = _bytes(stored.values(), Target("fixed", 1.0), group_size)
     return Census(
         report,
         {name: others + _bytes(stored.values(), target, group_size) for name, target in wanted.items()},

@@ -17,8 +17,8 @@ from gact.compressor import ActivationCompressor
 from gact.target import Target
 
 _WIDTHS = (2, 4)
-_PAIRS = {"quick": 8, "full": 60}
-_WARM = {"quick": 15, "full": 100}
+_PAIRS = {"quick": 6, "full": 40}
+_WARM = {"quick": 10, "full": 60}
 _LENGTH = 64
 _LEAST = 3.0
 
@@ -76,7 +76,7 @@ def compressors(
     fixed = ActivationCompressor(model, bits, **options)
     with fixed:
         loss()
-    adaptive = ActivationCompressor(model, Target("bytes", fixed.report().saved_bytes), **options)
+    adaptive = ActivationCompressor(model, Target("bytes", float(fixed.report().saved_bytes)), **options)
     adaptive.calibrate(loss)
     with adaptive:
         loss()

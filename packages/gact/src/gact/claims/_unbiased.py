@@ -72,17 +72,21 @@ def bias_of(draws: Tensor, exact: Tensor) -> Bias:
 
 
 @contextmanager
-def everything_quantised(bits: int, seed: int, numbers: Iterator[int]) -> Iterator[None]:
+def everything_quantised(model: nn.Module, bits: int, seed: int, numbers: Iterator[int]) -> Iterator[None]:
     """Quantise whatever requires a gradient and has two to four dimensions, ReLU's own result too.
 
     Args:
+        model: Its parameters are left alone.
         bits: Of every number.
         seed: Of the rounding.
         numbers: One for each tensor, never the same.
     """
 
+    parameters = {p.untyped_storage()._cdata for p in model.parameters()}
+
     def pack(x: Tensor) -> object:
-        if not x.requires_grad or x.is_leaf or not 2 <= x.ndim <= 4 or x.numel() < 256:
+        own = x.untyped_storage()._cdata in parameters
+        if own or not x.requires_grad or not 2 <= x.ndim <= 4 or x.numel() < 256:
             return x.detach()
         return quantise(x.detach().flatten(), bits, key=stream_key(seed, 0, next(numbers))), x.shape
 
@@ -119,7 +123,7 @@ def _measure(net: str, bits: int, scale: str, seed: int) -> Bias:
 def _context(net: str, model: nn.Module, bits: int, seed: int) -> Callable[[], AbstractContextManager[Any]]:
     if net.endswith("-quantised"):
         numbers = iter(range(10**9))
-        return lambda: everything_quantised(bits, seed, numbers)
+        return lambda: everything_quantised(model, bits, seed, numbers)
     used = ActivationCompressor(model, bits, seed=seed, min_bytes=0)
     return lambda: used
 

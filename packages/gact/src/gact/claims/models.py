@@ -216,4 +216,4 @@ def graph_network(kind: Literal["GCN", "GAT"], features: int, width: int, classe
     settings = {"dropout": 0.5, "act": "elu"}
     if kind == "GCN":
         return GCN(features, width, num_layers=2, out_channels=classes, **settings)
-    return GAT(features, width, num_layers=2, out_channels=classes, heads=4, **settings)
+    return GAT(features, width, num_layers=2, out_channels=classes, heads=2, **settings)
