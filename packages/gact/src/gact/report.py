@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
 from io import StringIO
-from typing import Any
+from typing import Any, SupportsFloat
 
 from gact.capture import Settled
 from gact.collector import Sensitivity
@@ -187,13 +187,14 @@ def build_report(
     return Report(tuple(rows), outside, total if complete else None, tuple(notes))
 
 
-def size_text(nbytes: float) -> str:
+def size_text(nbytes: SupportsFloat) -> str:
     """A size in words: ``1.50 MiB``."""
+    size = float(nbytes)
     for unit in ("B", "KiB", "MiB"):
-        if nbytes < 1024:
-            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.2f} {unit}"
-        nbytes /= 1024
-    return f"{nbytes:.2f} GiB"
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.2f} {unit}"
+        size /= 1024
+    return f"{size:.2f} GiB"
 
 
 def _cells(row: Row) -> tuple[str, ...]:
