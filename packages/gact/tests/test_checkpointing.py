@@ -13,7 +13,8 @@ from torch.utils.checkpoint import checkpoint as torch_checkpoint
 from common_core.memory import PeakMeter
 from common_core.testing import assert_unbiased
 from gact import ledger
-from gact.checkpointing import FixedBits, checkpoint, compressing
+from gact.checkpointing import FixedBits, checkpoint, compressing, packs_with
+from gact.compressor import ActivationCompressor
 
 
 def exact(_: Tensor) -> None:
@@ -291,6 +292,53 @@ def test_what_is_kept_as_it_is() -> None:
 def test_bad_arguments(arguments: dict) -> None:
     with pytest.raises(ValueError, match="give bits from"):
         FixedBits(**arguments)
+
+
+def test_what_torchs_checkpoint_saves_is_told_apart() -> None:
+    mine = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        mine.append(packs_with(pack))
+        return tensor.detach()
+
+    def inside(h: Tensor) -> Tensor:
+        mine.append(packs_with(pack))
+        return h.sin()
+
+    assert not packs_with(pack)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        assert packs_with(pack)
+        torch_checkpoint(inside, torch.randn(8, requires_grad=True), use_reentrant=False)
+        assert packs_with(pack)
+    assert mine == [True, False]  # the input goes to the hook around, what is saved inside does not
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "gact",
+        True,
+        pytest.param(False, marks=pytest.mark.xfail(reason="the input is taken for the first node's own", strict=True)),
+    ],
+)
+def test_checkpoints_in_a_compressor(kind: str | bool) -> None:
+    torch.manual_seed(0)
+    block = nn.Sequential(nn.ReLU(), nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 64))
+    model, x = nn.ModuleList([nn.Linear(64, 64), block]), torch.randn(256, 64)
+
+    def compressed(f: nn.Module, h: Tensor) -> Tensor:
+        if kind == "gact":
+            return checkpoint(f, h, compress=FixedBits(8, min_bytes=0))
+        return torch_checkpoint(f, h, use_reentrant=kind)
+
+    parameters = list(model.parameters())
+    plain = torch.autograd.grad(block(model[0](x)).square().mean(), parameters)
+    with ActivationCompressor(model, bits=8, min_bytes=1024):
+        loss = compressed(block, model[0](x)).square().mean()
+    loss.backward()  # torch's reentrant checkpoint knows no other way
+    noisy = torch.cat([p.grad.flatten() for p in parameters])
+    plain = torch.cat([g.flatten() for g in plain])
+    assert (noisy - plain).norm() < 0.02 * plain.norm()
 
 
 def test_under_compile_it_is_torchs_checkpoint() -> None:

@@ -139,7 +139,7 @@ def test_transformer_block(filtering: str, amp: bool) -> None:
 
 def test_gradient_is_unbiased_over_steps_and_nothing_recompiles() -> None:
     # Linear in what is stored except for LayerNorm, softmax and GELU, whose bias at 8 bits is far below this noise.
-    # Sixteen fixed projections of 100 gradients; false alarm 1e-6.
+    # Sixteen fixed projections of 60 gradients; false alarm 1e-6.
     model, x = Block(), torch.randn(8, 64, 32)
     f = torch.compile(model, backend="aot_eager")
     _, exact, _ = gradient(model, f, x)
@@ -147,7 +147,7 @@ def test_gradient_is_unbiased_over_steps_and_nothing_recompiles() -> None:
     gradient(model, f, x, hooks)
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     directions = torch.randn(exact.numel(), 16, generator=torch.Generator().manual_seed(1))
-    draws = torch.stack([gradient(model, f, x, hooks)[1] @ directions for _ in range(100)])
+    draws = torch.stack([gradient(model, f, x, hooks)[1] @ directions for _ in range(60)])
     assert_unbiased(draws.double().numpy(), (exact.double() @ directions.double()).numpy())
     assert draws.std(0).min() > 0
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
@@ -170,13 +170,13 @@ def test_rectifiers_decide_exactly(bits: int) -> None:
 
 
 def test_rectified_numbers_are_unbiased() -> None:
-    # The weight gradient behind a ReLU is linear in its result. 300 draws, 16 projections, false alarm 1e-6.
+    # The weight gradient behind a ReLU is linear in its result. 150 draws, 16 projections, false alarm 1e-6.
     model, x = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 8)), torch.randn(256, 32)
     f = torch.compile(model, backend="aot_eager")
     hooks = CompiledHooks(1, min_bytes=1024)
     _, exact, _ = gradient(model, f, x)
     directions = torch.randn(exact.numel(), 16, generator=torch.Generator().manual_seed(1))
-    draws = torch.stack([gradient(model, f, x, hooks)[1] @ directions for _ in range(300)])
+    draws = torch.stack([gradient(model, f, x, hooks)[1] @ directions for _ in range(150)])
     assert_unbiased(draws.double().numpy(), (exact.double() @ directions.double()).numpy())
 
 
@@ -213,7 +213,7 @@ def test_eager_code_without_eager_hooks_is_exact() -> None:
 
 
 def test_sizes_that_change() -> None:
-    model = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 8))
+    model = nn.Sequential(nn.Linear(32, 64), nn.ReLU())
     f = torch.compile(model, backend="aot_eager", dynamic=True)
     hooks = CompiledHooks(8, min_bytes=1024)
     for batch in (256, 131, 300):
