@@ -73,6 +73,7 @@ def test_a_lossless_codec_gives_the_same_gradient(bench, workload):
     assert seen  # the hook did encode something
 
 
+@pytest.mark.peer  # torch's own partitioner; compiling takes seconds
 def test_compiled_without_fusion_gives_the_same_gradient(bench):
     peers = bench("peers")
     workload = bench("workloads").mlp(2, 64, 10, 64)
@@ -82,6 +83,7 @@ def test_compiled_without_fusion_gives_the_same_gradient(bench):
         torch.testing.assert_close(other, plain, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.peer  # torch's own partitioner; compiling takes seconds
 def test_a_smaller_budget_keeps_less(bench):
     peers, measure = bench("peers"), bench("measure")
     workload = bench("workloads").mlp(6, 64, 10, 512)
@@ -245,8 +247,7 @@ def test_the_report_equals_the_closed_form_and_the_memory(bench, autocast):
     report = compressor.report()
     assert {row.form for row in report.rows} >= {"affine", "exact"}
     assert report.saved_bytes == sum(saved_bytes.closed_form(row, 256) for row in report.rows if row.nbytes)
-    tokens = workload.inputs.nbytes + workload.targets.nbytes
-    assert kept + tokens == report.saved_bytes
+    assert kept == report.saved_bytes
 
 
 def test_rounds_time_every_call_in_every_round(bench):
