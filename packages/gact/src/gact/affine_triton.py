@@ -50,32 +50,13 @@ def quantise(
     codes = affine.prepare(x, bits, key, group_size, out)
     if codes.groups == 0:
         return codes
-    integer, nan = affine_groups.NAN_BITS[codes.dtype]
-    wide = _wide(codes.dtype)
-    places = min(counter_rng.BLOCK // group_size, codes.groups)
-    blocks = -(-codes.groups * group_size // counter_rng.BLOCK)
-    rows = min(max(1, _TILE // group_size), 1 << (blocks - 1).bit_length())
-    tiny, lift, _ = affine_groups.limits(wide)
-    _encode[(places, -(-blocks // rows))](
-        _bits_of_bf16(x.detach()),
-        codes.payload,
-        codes.low.view(integer),
-        codes.high.view(integer),
-        codes.numel,
-        codes.groups,
-        _signed(key & 0xFFFFFFFF),
-        _signed(key >> 32),
-        BITS=bits,
-        G=group_size,
-        ROWS=rows,
-        DTYPE=_TL[codes.dtype],
-        WIDE=_TL[wide],
-        NAN=nan,
-        TINY=tiny,
-        LIFT=lift,
-        num_warps=4,
-        enable_fp_fusion=False,
-    )
+    x, whole = x.detach(), codes.numel // group_size
+    if whole:
+        _launch_encode(x, codes, key, 0, whole)
+    if whole < codes.groups:  # the last group is padded with the last number
+        last = x[-1:].expand(group_size).clone()
+        last[: codes.numel - whole * group_size] = x[whole * group_size :]
+        _launch_encode(last, codes, key, whole, codes.groups)
     return codes
 
 
@@ -102,16 +83,59 @@ def dequantise(
     out = affine.prepare_result(codes, dtype, out)
     if codes.groups == 0:
         return out
+    whole, start = codes.numel // codes.group_size, codes.numel - codes.numel % codes.group_size
+    if whole:
+        _launch_decode(codes, out, 0, whole)
+    if whole < codes.groups:
+        last = torch.empty(codes.group_size, dtype=out.dtype, device=out.device)
+        _launch_decode(codes, last, whole, codes.groups)
+        out[start:] = last[: codes.numel - start]
+    return out
+
+
+def _launch_encode(x: torch.Tensor, codes: affine.AffineCodes, key: int, first: int, stop: int) -> None:
+    """Code the whole groups first, …, stop − 1, whose numbers `x` holds. No load is masked within a group: it is wide."""
+    integer, nan = affine_groups.NAN_BITS[codes.dtype]
+    wide = _wide(codes.dtype)
+    in_block = counter_rng.BLOCK // codes.group_size
+    places = min(in_block, stop - first)
+    blocks = -(-stop // in_block) - first // in_block
+    rows = min(max(1, _TILE // codes.group_size), 1 << (blocks - 1).bit_length())
+    tiny, lift, _ = affine_groups.limits(wide)
+    _encode[(places, -(-blocks // rows))](
+        _bits_of_bf16(x),
+        codes.payload,
+        codes.low.view(integer),
+        codes.high.view(integer),
+        first,
+        stop,
+        _signed(key & 0xFFFFFFFF),
+        _signed(key >> 32),
+        BITS=codes.bits,
+        G=codes.group_size,
+        ROWS=rows,
+        DTYPE=_TL[codes.dtype],
+        WIDE=_TL[wide],
+        NAN=nan,
+        TINY=tiny,
+        LIFT=lift,
+        num_warps=4,
+        enable_fp_fusion=False,
+    )
+
+
+def _launch_decode(codes: affine.AffineCodes, out: torch.Tensor, first: int, stop: int) -> None:
+    """Write the numbers of the whole groups first, …, stop − 1 into `out`."""
     wide = _wide(codes.dtype)
     rows = max(1, _TILE // codes.group_size)
     tiny, lift, raised = affine_groups.limits(wide)
-    _decode[(-(-codes.groups // rows),)](
+    _decode[(-(-(stop - first) // rows),)](
         codes.payload,
         _bits_of_bf16(codes.low),
         _bits_of_bf16(codes.high),
         out,
-        codes.numel,
-        codes.groups,
+        first,
+        stop,
         BITS=codes.bits,
         G=codes.group_size,
         ROWS=rows,
@@ -125,7 +149,6 @@ def dequantise(
         num_warps=4,
         enable_fp_fusion=False,
     )
-    return out
 
 
 @triton.jit
@@ -199,14 +222,14 @@ def _random16(place, blocks, key_low, key_high, G: tl.constexpr, ROWS: tl.conste
     return tl.interleave((value & 0xFFFF).to(tl.int32), (value >> 16).to(tl.int32))
 
 
-@triton.jit(do_not_specialize=["numel", "groups", "key_low", "key_high"])
+@triton.jit(do_not_specialize=["first", "stop", "key_low", "key_high"])
 def _encode(
     x_ptr,
     payload_ptr,
     low_ptr,
     high_ptr,
-    numel,
-    groups,
+    first,
+    stop,
     key_low,
     key_high,
     BITS: tl.constexpr,
@@ -221,13 +244,13 @@ def _encode(
     TOP: tl.constexpr = (1 << BITS) - 1
     LANES: tl.constexpr = 8 // BITS
     infinity = float("inf")
-    place = tl.program_id(0)
-    blocks = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    group = blocks.to(tl.int64) * (_BLOCK // G) + place
-    valid = group < groups
-    element = group[:, None] * G + tl.arange(0, G)[None, :]
-    # the last group is padded with the last number; rows beyond the last group read it too and write nothing
-    x = _widened(tl.load(x_ptr + tl.minimum(element, numel.to(tl.int64) - 1)), WIDE)
+    IN_BLOCK: tl.constexpr = _BLOCK // G
+    place = first % IN_BLOCK + tl.program_id(0)
+    blocks = first // IN_BLOCK + tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    group = blocks.to(tl.int64) * IN_BLOCK + place
+    valid = group < stop
+    element = (group - first)[:, None] * G + tl.arange(0, G)[None, :]
+    x = _widened(tl.load(x_ptr + element, mask=valid[:, None], other=0), WIDE)
 
     gone = x == -infinity
     nan = x != x
@@ -270,14 +293,14 @@ def _encode(
     tl.store(high_ptr + group, tl.where(broken, pattern, _bits(high, DTYPE, INTEGER)), mask=valid)
 
 
-@triton.jit(do_not_specialize=["numel", "groups"])
+@triton.jit(do_not_specialize=["first", "stop"])
 def _decode(
     payload_ptr,
     low_ptr,
     high_ptr,
     out_ptr,
-    numel,
-    groups,
+    first,
+    stop,
     BITS: tl.constexpr,
     G: tl.constexpr,
     ROWS: tl.constexpr,
@@ -292,8 +315,8 @@ def _decode(
     TOP: tl.constexpr = (1 << BITS) - 1
     LANES: tl.constexpr = 8 // BITS
     infinity = float("inf")
-    group = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    valid = group < groups
+    group = first + tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    valid = group < stop
     low = _widened(tl.load(low_ptr + group, mask=valid, other=0), WIDE)
     high = _widened(tl.load(high_ptr + group, mask=valid, other=0), WIDE)
     byte = group[:, None] * (G // LANES) + tl.arange(0, G // LANES)[None, :]
@@ -321,10 +344,10 @@ def _decode(
     value = tl.where(masked[:, None] & (code == TOP), -infinity, value)
     if OUT != WIDE:
         value = value.to(tl.float32)  # as PyTorch does, from fp64 to 16 bits by way of fp32
-    element = group[:, None] * G + tl.arange(0, G)[None, :]
+    element = (group - first)[:, None] * G + tl.arange(0, G)[None, :]
     if OUT == tl.bfloat16 and INTERPRETED:
         value = _bf16(value)
-    tl.store(out_ptr + element, value.to(OUT), mask=element < numel)
+    tl.store(out_ptr + element, value.to(OUT), mask=valid[:, None])
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

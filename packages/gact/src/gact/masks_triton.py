@@ -60,10 +60,13 @@ def pack_fields(values: UInt8[torch.Tensor, " n"], width: int) -> UInt8[torch.Te
         ValueError: As there.
     """
     masks.check_fields(values, width)
-    numel = values.numel()
-    packed = torch.empty(-(-numel * width // 8), dtype=torch.uint8, device=values.device)
-    if numel:
-        _pack[(triton.cdiv(packed.numel(), _TILE),)](values.detach(), packed, numel, packed.numel(), width, _TILE)
+    values, lanes = values.detach(), 8 // width
+    whole, rest = divmod(values.numel(), lanes)
+    packed = torch.empty(whole + (rest > 0), dtype=torch.uint8, device=values.device)
+    if whole:
+        _pack[(triton.cdiv(whole, _TILE),)](values, packed, whole, width, _TILE)
+    if rest:
+        packed[whole:] = masks.pack_fields(values[whole * lanes :], width)
     return packed
 
 
@@ -83,28 +86,29 @@ def unpack_fields(packed: UInt8[torch.Tensor, " m"], width: int, numel: int) -> 
         ValueError: As there.
     """
     masks.check_length(packed, width, numel)
-    values = torch.empty(numel, dtype=torch.uint8, device=packed.device)
+    values = torch.empty(packed.numel() * (8 // width), dtype=torch.uint8, device=packed.device)
     if numel:
-        _unpack[(triton.cdiv(packed.numel(), _TILE),)](packed, values, numel, packed.numel(), width, _TILE)
-    return values
+        _unpack[(triton.cdiv(packed.numel(), _TILE),)](packed, values, packed.numel(), width, _TILE)
+    return values[:numel]
 
 
-@triton.jit(do_not_specialize=["numel", "count"])
-def _pack(values_ptr, packed_ptr, numel, count, WIDTH: tl.constexpr, TILE: tl.constexpr):
+# No mask changes within a byte's values: loads and stores are as wide as they are.
+@triton.jit(do_not_specialize=["count"])
+def _pack(values_ptr, packed_ptr, count, WIDTH: tl.constexpr, TILE: tl.constexpr):
     LANES: tl.constexpr = 8 // WIDTH
     byte = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
     lane = tl.arange(0, LANES)[None, :]
     element = byte[:, None] * LANES + lane
-    values = tl.load(values_ptr + element, mask=element < numel, other=0).to(tl.int32)
+    values = tl.load(values_ptr + element, mask=(byte < count)[:, None], other=0).to(tl.int32)
     tl.store(packed_ptr + byte, tl.sum(values << (WIDTH * lane), 1).to(tl.uint8), mask=byte < count)
 
 
-@triton.jit(do_not_specialize=["numel", "count"])
-def _unpack(packed_ptr, values_ptr, numel, count, WIDTH: tl.constexpr, TILE: tl.constexpr):
+@triton.jit(do_not_specialize=["count"])
+def _unpack(packed_ptr, values_ptr, count, WIDTH: tl.constexpr, TILE: tl.constexpr):
     LANES: tl.constexpr = 8 // WIDTH
     byte = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
     lane = tl.arange(0, LANES)[None, :]
     packed = tl.load(packed_ptr + byte, mask=byte < count, other=0).to(tl.int32)
     values = (packed[:, None] >> (WIDTH * lane)) & ((1 << WIDTH) - 1)
     element = byte[:, None] * LANES + lane
-    tl.store(values_ptr + element, values.to(tl.uint8), mask=element < numel)
+    tl.store(values_ptr + element, values.to(tl.uint8), mask=(byte < count)[:, None])
