@@ -182,7 +182,8 @@ class Frame:
             form = Raw(tensor, saved.version)
             self._raw[address] = weakref.ref(form)
             if saved.constant and not outside:
-                self._constants.setdefault(address, []).append(Constant(len(self.settled), weakref.ref(saved), node))
+                kept = node if self.plan.collector is not None or treatment.form == BRANCH else None
+                self._constants.setdefault(address, []).append(Constant(len(self.settled), weakref.ref(saved), kept))
         saved.form, saved.tensor = form, None
         item = (form.item or key) if isinstance(form, View) else key
         settled = Settled(

@@ -124,12 +124,15 @@ class ActivationCompressor:
             return
         frame, stack = self._local.frame, self._local.stack
         self._local.stack = None
-        stack.close()
-        settled = tuple(frame.settled)
+        settled: tuple[Settled, ...] | None = None
+        try:
+            stack.close()
+            settled = tuple(frame.settled) if kind is None else None
+        finally:
+            self._learner.returned(frame.plan.collector, settled)
         with self._lock:
-            if kind is None and settled:
+            if settled:
                 self._last = settled
-        self._learner.returned(frame.plan.collector, settled if kind is None else None)
 
     def wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return the function (or module) as one that runs inside this context."""
@@ -178,7 +181,7 @@ class ActivationCompressor:
             AllocationError: If the budget cannot be met.
         """
         self._learner.refresh()
-        self._learner.step(self._alive(), None if loss is None else float(loss), scale, self.predicted_variance)
+        self._learner.step(self._alive(), None if loss is None else _number(loss), scale, self.predicted_variance)
 
     def calibrate(self, closure: Callable[[], Tensor], *, width: int = 2, draws: int = 2) -> Allocation | None:
         """Measure on one batch how much each kind of stored tensor moves the gradient, and choose the bits.
@@ -326,3 +329,7 @@ def _check(model: Any, group_size: int, min_bytes: int, guard: float | None, non
         raise ValueError(f"nonfinite={nonfinite!r}; allowed are 'propagate', 'raise' and 'exact'")
     if guard is not None and not guard > 0:
         raise ValueError(f"guard={guard}; give the largest share of the gradient's variance, such as 0.1, or None")
+
+
+def _number(loss: Tensor | float) -> float:
+    return float(loss.detach() if isinstance(loss, Tensor) else loss)

@@ -130,7 +130,7 @@ class Constant:
     Args:
         index: Place of its record.
         saved: Weak reference to what the graph holds.
-        node: Its node.
+        node: Its node, if it will be asked.
     """
 
     index: int
