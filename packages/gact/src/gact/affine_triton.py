@@ -94,7 +94,7 @@ def dequantise(
 
 
 def _launch_encode(x: torch.Tensor, codes: affine.AffineCodes, key: int, first: int, stop: int) -> None:
-    """Code the whole groups first, …, stop − 1, whose numbers `x` holds. No load is masked within a group: it is wide."""
+    """Code the whole groups first, …, stop − 1, whose numbers `x` holds; no load is masked within a group."""
     integer, nan = affine_groups.NAN_BITS[codes.dtype]
     wide = _wide(codes.dtype)
     in_block = counter_rng.BLOCK // codes.group_size
