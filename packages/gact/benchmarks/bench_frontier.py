@@ -19,7 +19,10 @@ from common_core.stats import Estimate
 NAME = "bench_frontier"
 DEVICES = ("cpu", "cuda")
 ROUNDS = {"quick": 3, "cpu": 7, "gpu": 15}
-MARKS = {"plain": "*", "recompute": "s", "compile": "P", "quantise": "^", "offload": "D", "ours": "o"}
+MARKS = {
+    "plain": ("*", 5), "recompute": ("s", 1), "compile": ("P", 2), "quantise": ("^", 3), "offload": ("D", 4),
+    "ours": ("o", 0),
+}  # fmt: skip
 RIVALS = ("fp8", "Inductor's fp8", "bitsandbytes")
 NOTES = (
     "Random data, random weights. Peak: bytes above parameters and batch, gradients included, from absent gradients; "
@@ -95,21 +98,21 @@ def verdicts(name: str, points: Sequence[Point]) -> list[harness.Row]:
 
 
 def figure(planes: dict[str, list[Point]]) -> str:
-    """The planes side by side, as SVG."""
-    picture, axes = plotting.new_figure(5.2 * len(planes), 4.2, cols=len(planes))
+    """The planes side by side, as SVG; methods are numbered, with one key for all planes."""
+    names = list(dict.fromkeys(point.name for points in planes.values() for point in points))
+    picture, axes = plotting.new_figure(4.2 * len(planes) + 2.6, 4.2, cols=len(planes))
     for axis, (name, points) in zip(np.atleast_1d(axes), planes.items(), strict=True):
-        for index, family in enumerate(MARKS):
-            some = [p for p in points if p.family == family]
-            x, y = [p.peak / 2**20 for p in some], [p.time.value for p in some]
-            color = plotting.COLORS[index % len(plotting.COLORS)]
-            axis.plot(x, y, linestyle="none", marker=MARKS[family], color=color, label=family)
-        for point in points:
-            at = (point.peak / 2**20, point.time.value)
-            axis.annotate(point.name, at, xytext=(4, 3), textcoords="offset points", fontsize=5.5)
         best = measure.front(points)
         axis.plot([p.peak / 2**20 for p in best], [p.time.value for p in best], color="#808080", linewidth=0.8)
+        for point in points:
+            at, number = (point.peak / 2**20, point.time.value), names.index(point.name) + 1
+            marker, color = MARKS[point.family]
+            label = f"{number}  {point.name}"
+            axis.plot(*at, linestyle="none", marker=marker, color=plotting.COLORS[color], markersize=5, label=label)
+            axis.annotate(str(number), at, xytext=(4, 3), textcoords="offset points", fontsize=6.5)
         axis.set(title=name, xlabel="peak above parameters (MiB)", ylabel="time of a step / plain")
-    np.atleast_1d(axes)[0].legend(fontsize=7)
+    handles, labels = np.atleast_1d(axes)[0].get_legend_handles_labels()
+    picture.legend(handles, labels, loc="outside right upper", fontsize=7, handlelength=1)
     return plotting.svg(picture)
 
 
