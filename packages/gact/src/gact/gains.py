@@ -140,14 +140,15 @@ def _norm(node: Any) -> list[float]:
 
 
 def _times(node: Any) -> list[float]:
-    return [_mean_square(_as_tensor(node._saved_other)), _mean_square(_as_tensor(node._saved_self))]
+    gains = [_mean_square(_as_tensor(getattr(node, f"_saved_{name}", None))) for name in ("other", "self")]
+    return gains[: len(node.next_functions)]  # a number has no edge
 
 
 def _divided(node: Any) -> list[float]:
     other = _as_tensor(node._saved_other)
     square = _mean_square(other)
-    ratio = _mean_square(_as_tensor(node._saved_self)) / square**2 if square else 0.0
-    return [1.0 / square if square else 0.0, ratio]
+    ratio = _mean_square(_as_tensor(getattr(node, "_saved_self", None))) / square**2 if square else 0.0
+    return [1.0 / square if square else 0.0, ratio][: len(node.next_functions)]
 
 
 def _as_tensor(value: Any) -> Tensor | None:
