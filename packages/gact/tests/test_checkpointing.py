@@ -13,8 +13,9 @@ from torch.utils.checkpoint import checkpoint as torch_checkpoint
 from common_core.memory import PeakMeter
 from common_core.testing import assert_unbiased
 from gact import ledger
-from gact.checkpointing import FixedBits, checkpoint, compressing, packs_with
+from gact.checkpointing import FixedBits, checkpoint, compressing
 from gact.compressor import ActivationCompressor
+from gact.nodes import packs_with
 
 
 def exact(_: Tensor) -> None:
@@ -318,7 +319,7 @@ def test_what_torchs_checkpoint_saves_is_told_apart() -> None:
     [
         "gact",
         True,
-        pytest.param(False, marks=pytest.mark.xfail(reason="the input is taken for the first node's own", strict=True)),
+        False,
     ],
 )
 def test_checkpoints_in_a_compressor(kind: str | bool) -> None:

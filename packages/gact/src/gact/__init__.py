@@ -12,7 +12,14 @@ from gact.allocation import Allocation as Allocation
 from gact.allocation import AllocationError as AllocationError
 from gact.census import Census as Census
 from gact.census import estimate as estimate
+from gact.checkpointing import FixedBits as FixedBits
+from gact.checkpointing import checkpoint as checkpoint
+from gact.compiled import CompileWarning as CompileWarning
 from gact.compressor import ActivationCompressor as ActivationCompressor
+from gact.learner import GuardWarning as GuardWarning
+from gact.levels import LEVELS as LEVELS
+from gact.levels import level as level
+from gact.offload import HostStore as HostStore
 from gact.report import Report as Report
 from gact.rules import Rule as Rule
 from gact.rules import Rules as Rules

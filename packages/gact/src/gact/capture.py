@@ -22,7 +22,7 @@ from gact.counter_rng import stream_key
 from gact.forms import Affine, Coded, Form, Levels, Raw, Shape, Through, View, two_values, version_of
 from gact.geometry import flatten, owners
 from gact.ledger import affine_bytes
-from gact.nodes import is_custom, read_saved, saved_names, variant
+from gact.nodes import is_custom, packs_with, read_saved, saved_names, variant
 from gact.rules import AFFINE, BRANCH, COS, EXACT, EXP, INDICES, SHAPE, SIN, STEP, UNKNOWN, Treatment, operation
 from gact.saved import Constant, Saved
 from gact.saved import Plan as Plan
@@ -41,12 +41,14 @@ class Frame:
     Args:
         plan: Settings.
         invocation: Number of this pass; with the tensor's number it selects the rounding noise.
+        hook: Pack hook under which autograd knows this frame; its own `pack` if None.
         stops_at_node: Whether nodes are seen at once, so that what is pending belongs to the node just seen.
     """
 
     plan: Plan
     invocation: int
     stops_at_node: bool
+    hook: Any = None
     modules: list[str] = field(default_factory=list)
     settled: list[Settled] = field(default_factory=list)
     _pending: list[Saved] = field(default_factory=list)
@@ -84,6 +86,9 @@ class Frame:
         """Give the tensors that a new node saved their final form."""
         if not self._pending:
             return
+        if not packs_with(self.hook or self.pack):  # a region that torch checkpoints: these are its inputs
+            self._keep_pending()
+            return
         with _quiet(self._pending[0].tensor):
             if is_custom(node):
                 mine = [("tensors", saved) for saved in self._asked(node, "tensors")]
@@ -98,15 +103,18 @@ class Frame:
 
     def close(self) -> None:
         """Settle what no node was seen for: exact."""
-        for saved in self._pending:
-            assert saved.tensor is not None
-            saved.form, saved.tensor = Raw(saved.tensor, saved.version), None
-        self._pending.clear()
+        self._keep_pending()
         for address, constants in self._constants.items():
             self._settle_constants(address, constants)
         self._constants.clear()
         self._shared.clear()
         self._raw.clear()
+
+    def _keep_pending(self) -> None:
+        for saved in self._pending:
+            assert saved.tensor is not None
+            saved.form, saved.tensor = Raw(saved.tensor, saved.version), None
+        self._pending.clear()
 
     def _settle_constants(self, address: int, constants: list[Constant]) -> None:
         """Store constants that only the graph holds; say of inputs and targets that they live without it."""

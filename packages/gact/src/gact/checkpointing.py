@@ -27,7 +27,7 @@ from gact.affine import BITS, DTYPES, GROUP_SIZES, AffineCodes
 from gact.counter_rng import stream_key
 from gact.geometry import Geometry, flatten
 
-__all__ = ["Compress", "FixedBits", "Holder", "checkpoint", "compressing", "packs_with"]
+__all__ = ["Compress", "FixedBits", "Holder", "checkpoint", "compressing"]
 
 _active = threading.local()
 
@@ -173,27 +173,6 @@ def checkpoint(
             return torch_checkpoint.checkpoint(run, *markers, **options)
     finally:
         exact.clear()
-
-
-def packs_with(pack: Callable[[Tensor], Any]) -> bool:
-    """Whether what a graph saves on this thread goes to this pack hook now.
-
-    Not so inside of a region that torch checkpoints: its inputs go to the hook around it, without a node of the graph
-    that would tell what they are, and its own hook then takes what the nodes inside save.
-
-    Args:
-        pack: As it was given to `torch.autograd.graph.saved_tensors_hooks`.
-
-    Returns:
-        True if it is the innermost hook.
-
-    Example:
-        >>> with torch.autograd.graph.saved_tensors_hooks(torch.clone, torch.clone):
-        ...     packs_with(torch.clone), packs_with(torch.sin)
-        (True, False)
-    """
-    innermost = torch._C._autograd._top_saved_tensors_default_hooks(False)
-    return innermost is not None and innermost[0] == pack
 
 
 @final

@@ -1,9 +1,10 @@
 """The public context manager: compresses what autograd saves inside it, and learns where bits matter."""
 
 import threading
+import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import wraps
 from types import TracebackType
 from typing import Any, final
@@ -15,17 +16,21 @@ from common_core.memory import PeakMeter
 from gact import distributed
 from gact.affine import BITS, GROUP_SIZES
 from gact.allocation import RAW, Allocation
+from gact.arena import Arena
 from gact.calibration import BASE_BITS, Probe, probe_sensitivities, undisturbed
 from gact.capture import Frame, Plan, Settled
 from gact.collector import Collector, Sensitivity
+from gact.compiled import CompiledHooks, CompileWarning
 from gact.learner import Learner
 from gact.names import ModuleNames
 from gact.nodes import HAS_CREATION_HOOK, watch
 from gact.report import Report, build_report
 from gact.rules import Rule, Rules
+from gact.saved import Saved
 from gact.target import Target, parse_target
 
 _FORMAT = 1
+ARENA_BLOCK = 1 << 24  # bytes; codes of a pass lie in blocks of this size on a GPU
 
 
 @final
@@ -53,6 +58,9 @@ class ActivationCompressor:
         nonfinite: ``"propagate"``: NaN and +inf make their group NaN; ``"raise"`` and ``"exact"`` look at every
             tensor first, which waits for the device.
         process_group: Ranks that shall agree on the bits; the default group if torch.distributed is initialised.
+
+        compiled: Whether torch.compile'd code runs inside; None looks for compiled modules in `model`. Graphs that
+            torch compiles take the quantiser in at one fixed width, and a `CompileWarning` says what they lack.
 
     Raises:
         TypeError: If `model` is no module, or a rule is no `Rule`.
@@ -85,6 +93,7 @@ class ActivationCompressor:
         guard: float | None = None,
         nonfinite: str = "propagate",
         process_group: Any = None,
+        compiled: bool | None = None,
     ) -> None:
         _check(model, group_size, min_bytes, guard, nonfinite)
         self.target = parse_target(bits)
@@ -97,6 +106,8 @@ class ActivationCompressor:
         self._learner = Learner(self.target, model, group_size, guard, seed, process_group)
         self._local = threading.local()
         self._lock = threading.Lock()
+        self._compile, self._warned = compiled, False
+        self._compiled: CompiledHooks | None = None
         self._invocation = 0
         self._last: tuple[Settled, ...] = ()
 
@@ -133,6 +144,14 @@ class ActivationCompressor:
         with self._lock:
             if settled:
                 self._last = settled
+        if not self._warned and any(s.operation == "CompiledFunction" for s in settled or ()):
+            self._warned = True
+            warnings.warn(
+                "a graph that torch.compile made ran inside of a compressor that does not know of it; what it saves "
+                "stays exact: give ActivationCompressor compiled=True",
+                CompileWarning,
+                stacklevel=2,
+            )
 
     def wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return the function (or module) as one that runs inside this context."""
@@ -291,13 +310,39 @@ class ActivationCompressor:
         try:
             with (
                 self._names.following(),
-                torch.autograd.graph.saved_tensors_hooks(frame.pack, frame.unpack),
+                self._hooks(frame),
                 watch(frame.observe),
             ):
                 yield
         finally:
             self._local.frame = None
             frame.close()
+
+    def _hooks(self, frame: Frame) -> AbstractContextManager[Any]:
+        """The frame's own hooks on saved tensors, or ones that compiled graphs take in and eager code passes on."""
+        if not self._has_compiled_parts():
+            return torch.autograd.graph.saved_tensors_hooks(frame.pack, frame.unpack)
+        with self._lock:
+            if self._compiled is None:
+                self._compiled = CompiledHooks(
+                    self._learner.target.first_bits, group_size=self.group_size, min_bytes=self.min_bytes,
+                    seed=self._noise, eager=(self._pack, self._unpack),
+                )  # fmt: skip
+        frame.hook = self._compiled.pack
+        return self._compiled.active()
+
+    def _has_compiled_parts(self) -> bool:
+        if self._compile is None:
+            model = self._model()
+            return model is not None and any(map(_is_compiled, model.modules()))
+        return self._compile
+
+    def _pack(self, tensor: Tensor) -> Saved:
+        return self._local.frame.pack(tensor)
+
+    def _unpack(self, saved: Saved) -> Tensor:
+        frame = getattr(self._local, "frame", None)
+        return saved.decode() if frame is None else frame.unpack(saved)
 
     def _plan(self, collector: Collector | None, probe: Probe | None) -> Plan:
         model = self._alive()
@@ -311,9 +356,11 @@ class ActivationCompressor:
             chosen = width(key, least)
             return max(BITS) if chosen == RAW and collector is not None else chosen
 
+        store, device = self._offload, next((t.device for t in tensors), torch.device("cpu"))
         return Plan(
             rules=self.rules, bits=bits, min_bytes=self.min_bytes, group_size=self.group_size, seed=self._noise,
-            exempt=exempt, keep=self._offload.put if self._offload is not None else None, nonfinite=self._nonfinite,
+            exempt=exempt, is_exempt=distributed.is_parameter_storage, keep=store.put if store is not None else None,
+            take=Arena(device, ARENA_BLOCK).take if device.type == "cuda" and store is None else None, nonfinite=self._nonfinite,
             collector=collector, probe=probe.form if probe is not None else None,
         )  # fmt: skip
 
@@ -333,3 +380,7 @@ def _check(model: Any, group_size: int, min_bytes: int, guard: float | None, non
 
 def _number(loss: Tensor | float) -> float:
     return float(loss.detach() if isinstance(loss, Tensor) else loss)
+
+
+def _is_compiled(module: torch.nn.Module) -> bool:
+    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None

@@ -48,11 +48,14 @@ class _Walk(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
+        if torch.compiler.is_compiling():
+            return result
         for tensor in result if isinstance(result, tuple | list) else (result,):
             if isinstance(tensor, Tensor) and tensor.grad_fn is not None:
                 self._show(tensor.grad_fn)
         return result
 
+    @torch.compiler.disable
     def _show(self, newest: Any) -> None:
         stack = [newest]
         while stack:
@@ -141,3 +144,24 @@ def views_parameter(node: Any) -> bool:
             return False
         node = parents[0]
     return False
+
+
+def packs_with(pack: Callable[[Tensor], Any]) -> bool:
+    """Whether what a graph saves on this thread goes to this pack hook now.
+
+    Not so inside of a region that torch checkpoints: its inputs go to the hook around it, without a node of the graph
+    that would tell what they are, and its own hook then takes what the nodes inside save.
+
+    Args:
+        pack: As it was given to `torch.autograd.graph.saved_tensors_hooks`.
+
+    Returns:
+        True if it is the innermost hook.
+
+    Example:
+        >>> with torch.autograd.graph.saved_tensors_hooks(torch.clone, torch.clone):
+        ...     packs_with(torch.clone), packs_with(torch.sin)
+        (True, False)
+    """
+    innermost = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    return innermost is not None and innermost[0] == pack
