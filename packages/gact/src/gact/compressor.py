@@ -360,8 +360,8 @@ class ActivationCompressor:
         return Plan(
             rules=self.rules, bits=bits, min_bytes=self.min_bytes, group_size=self.group_size, seed=self._noise,
             exempt=exempt, is_exempt=distributed.is_parameter_storage, keep=store.put if store is not None else None,
-            take=Arena(device, ARENA_BLOCK).take if device.type == "cuda" and store is None else None, nonfinite=self._nonfinite,
-            collector=collector, probe=probe.form if probe is not None else None,
+            take=Arena(device, ARENA_BLOCK).take if device.type == "cuda" and store is None else None,
+            nonfinite=self._nonfinite, collector=collector, probe=probe.form if probe is not None else None,
         )  # fmt: skip
 
 
