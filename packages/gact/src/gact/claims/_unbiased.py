@@ -184,7 +184,7 @@ CLAIMS = (
         differs=(
             "Networks of three hidden layers with 256 features, quick: 96. 'Quantised' quantises all that the original "
             "would, ReLU's result included. The loss itself is not compressed. Smooth networks have a bias of second "
-            "order: beyond chance at most 20 % of the gradient at 2 bits, 2 % at 4 and 0.2 % at 8 (set after a first look)."
+            "order: beyond chance at most 20 % of the gradient at 2 bits, 2 % at 4, 0.2 % at 8 (set after first runs)."
         ),
         requires={"matplotlib": "gact[claims]"},
     ),
