@@ -4,8 +4,8 @@ What autograd saves for the backward pass is stored at 1 to 8 bits a number, by 
 bits each tensor gets follows from how much the gradient feels its noise. The forward pass stays exact.
 
 Reference:
-    Liu, Zheng, Wang, Cen, Chen, Han, Chen, Gong, Gonzalez, Song, Stoica (2022). GACT: Activation Compressed Training
-    for Generic Network Architectures. ICML.
+    Liu, Zheng, Wang, Cen, Chen, Han, Chen, Liu, Tang, Gonzalez, Mahoney, Cheung (2022). GACT: Activation Compressed
+    Training for Generic Network Architectures. ICML. arXiv:2206.11357.
 """
 
 from gact.allocation import Allocation as Allocation
