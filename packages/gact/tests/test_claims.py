@@ -94,7 +94,7 @@ def test_adaptive(change: dict[str, Estimate | float], holds: bool) -> None:
     [
         ({}, True),
         ({"relu_4_sigmas": 4.5}, False),
-        ({"gelu_2_shown": 0.2}, False),
+        ({"gelu_2_shown": 0.3}, False),
         ({"relu_quantised_8_sigmas": 3.0}, False),
     ],
 )
