@@ -27,7 +27,7 @@ NESTED = ("Chunk.self", "Mean.self", "Select.self", "SplitWithSizes.self", "Sum.
 OF_TESTS = ("TestAutogradMultipleDispatchView.self",)
 OLDER = ("Cholesky",)  # gone from the newest
 NEWER = ("LinalgPolar", "LinalgMatrixSqrth", "Aminmax")  # than the oldest torch that is supported
-PYTHON_FUNCTIONS = ("_Dirichlet",)
+PYTHON_FUNCTIONS = ("_Dirichlet", "CompiledFunction")
 
 
 def saved_by_torch():

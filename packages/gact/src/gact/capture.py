@@ -111,9 +111,16 @@ class Frame:
         self._raw.clear()
 
     def _keep_pending(self) -> None:
+        """Keep exact what no node is known of: inside of checkpointed regions, and behind views changed in place."""
+        module = self.modules[-1] if self.modules else ""
         for saved in self._pending:
             assert saved.tensor is not None
-            saved.form, saved.tensor = Raw(saved.tensor, saved.version), None
+            reason = "parameter" if self._why_exact(saved, saved.tensor) == "parameter" else "node not seen"
+            key = self._key(module, "Unknown", "tensors")
+            if saved.constant and reason != "parameter":
+                place = saved.tensor.untyped_storage()._cdata
+                self._constants.setdefault(place, []).append(Constant(len(self.settled), weakref.ref(saved), None))
+            self._record(key, saved, None, Treatment(EXACT, UNKNOWN), reason)
         self._pending.clear()
 
     def _settle_constants(self, address: int, constants: list[Constant]) -> None:
@@ -168,45 +175,57 @@ class Frame:
         if tensor is None:  # one tensor in two places of a custom function
             return
         node_name, module = node.name(), self.modules[-1] if self.modules else ""
-        base = f"{module}/{operation(node_name)}.{name}"
-        key = f"{base}#{self._names[base]}"
-        self._names[base] += 1
+        key = self._key(module, operation(node_name), name)
         treatment = self.plan.rules.treatment(node_name, name, module, variant(node))
+        reason, form = self._why_exact(saved, tensor), None
+        if not reason:
+            form, reason = self._form(node, saved, tensor, treatment, key, largest, shapes)
+        if form is None and saved.constant and reason != "parameter":
+            kept = node if self.plan.collector is not None or treatment.form == BRANCH else None
+            place = tensor.untyped_storage()._cdata
+            self._constants.setdefault(place, []).append(Constant(len(self.settled), weakref.ref(saved), kept))
+        settled = self._record(key, saved, form, treatment, reason, result=saved.node_name == node_name)
+        if self.plan.collector is not None and form is not None:
+            self.plan.collector.observe(settled, form, node)
+
+    def _key(self, module: str, name: str, saved: str) -> str:
+        base = f"{module}/{name}.{saved}"
+        self._names[base] += 1
+        return f"{base}#{self._names[base] - 1}"
+
+    def _why_exact(self, saved: Saved, tensor: Tensor) -> str:
+        """A reason that has nothing to do with the operation, or ""."""
+        if saved.parameter or tensor.untyped_storage()._cdata in self.plan.exempt:
+            return "parameter"
+        if self.plan.is_exempt is not None and self.plan.is_exempt(tensor):
+            return "parameter"
+        if tensor.numel() * tensor.element_size() < self.plan.min_bytes:
+            return "small"
+        return "changed in place" if version_of(tensor) != saved.version else ""
+
+    def _record(
+        self, key: str, saved: Saved, form: Form | None, treatment: Treatment, reason: str, *, result: bool = False
+    ) -> Settled:
+        """Replace a tensor by its form, or by itself, and take note of it."""
+        tensor = saved.tensor
+        assert tensor is not None
         storage = tensor.untyped_storage()
         address = storage._cdata
         if address not in self._storages:
             self._storages[address] = StorageWeakRef(storage)  # keeps the address from being given to another
-        outside = self._outside(saved, tensor, address)
-        reason, form = "", None
-        if outside:
-            reason = "parameter" if saved.parameter or address in self.plan.exempt else "constant"
-        elif tensor.numel() * tensor.element_size() < self.plan.min_bytes:
-            reason = "small"
-        elif version_of(tensor) != saved.version:
-            reason = "changed in place"
-        else:
-            form, reason = self._form(node, saved, tensor, treatment, key, largest, shapes)
         if form is None:
             form = Raw(tensor, saved.version)
             self._raw[address] = weakref.ref(form)
-            if saved.constant and not outside:
-                kept = node if self.plan.collector is not None or treatment.form == BRANCH else None
-                self._constants.setdefault(address, []).append(Constant(len(self.settled), weakref.ref(saved), kept))
         saved.form, saved.tensor = form, None
         item = (form.item or key) if isinstance(form, View) else key
+        module, _, rest = key.rpartition("/")
+        name, _, name_of_tensor = rest.partition("#")[0].rpartition(".")
         settled = Settled(
-            key, item, module, operation(node_name), name, treatment, reason,
-            tuple(tensor.shape), tensor.dtype, address, storage.nbytes(), outside, form.name, form.bits, form.nbytes,
-            saved.node_name == node_name and not saved.leaf,
+            key, item, module, name, name_of_tensor, treatment, reason, tuple(tensor.shape), tensor.dtype, address,
+            storage.nbytes(), reason == "parameter", form.name, form.bits, form.nbytes, result and not saved.leaf,
         )  # fmt: skip
         self.settled.append(settled)
-        if self.plan.collector is not None:
-            self.plan.collector.observe(settled, form, node)
-
-    def _outside(self, saved: Saved, tensor: Tensor, address: int) -> bool:
-        if saved.parameter or address in self.plan.exempt:
-            return True
-        return self.plan.is_exempt is not None and self.plan.is_exempt(tensor)
+        return settled
 
     def _form(
         self,

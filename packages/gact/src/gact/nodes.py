@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from gact.rules import operation
 
 HAS_CREATION_HOOK = hasattr(torch.autograd.graph, "node_creation_hook")
-_MARK = "gact.seen"
+_OF_LEAVES = (1 << 64) - 1  # number of all nodes that take gradients to leaves
 _PARAMETER_VIEWS = frozenset((
     "T", "Transpose", "Permute", "View", "UnsafeView", "ReshapeAlias", "Expand", "ToCopy", "Slice", "Select",
     "Split", "SplitWithSizes", "Alias", "AsStrided", "Unsqueeze", "Squeeze", "Clone", "Narrow", "Chunk", "Unbind",
@@ -39,30 +39,31 @@ def watch(observe: Callable[[Any], None], *, walk: bool | None = None) -> Abstra
 class _Walk(TorchFunctionMode):
     """After each function of torch, shows the nodes that were not there before.
 
-    Nodes of custom functions, which do not pass through here, are found behind the next function's result.
+    Nodes of custom functions, which do not pass through here, are found behind the next function's result. Nodes from
+    before the walk's beginning are known by their smaller numbers; they may have been freed, and are left alone.
     """
 
     def __init__(self, observe: Callable[[Any], None]) -> None:
         super().__init__()
         self._observe = observe
+        self._first = torch.autograd._get_sequence_nr()
+        self._seen: set[int] = set()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if torch.compiler.is_compiling():
-            return result
         for tensor in result if isinstance(result, tuple | list) else (result,):
             if isinstance(tensor, Tensor) and tensor.grad_fn is not None:
                 self._show(tensor.grad_fn)
         return result
 
-    @torch.compiler.disable
     def _show(self, newest: Any) -> None:
         stack = [newest]
         while stack:
             node = stack.pop()
-            if _MARK in node.metadata:
+            number = node._sequence_nr()
+            if number in self._seen or not self._first <= number < _OF_LEAVES:
                 continue
-            node.metadata[_MARK] = True
+            self._seen.add(number)
             self._observe(node)
             stack.extend(parent for parent, _ in node.next_functions if parent is not None)
 
