@@ -100,7 +100,8 @@ def goal(row: Mapping[str, Any]) -> str:
     """Return the goal of a ratio, and whether it was met."""
     if row.get("goal") is None:
         return ""
-    return f"≤ {number(float(row['goal']))}, {'met' if row['met'] else 'missed'}"
+    sign = "≥" if row.get("goal_is") == "at least" else "≤"
+    return f"{sign} {number(float(row['goal']))}, {'met' if row['met'] else 'missed'}"
 
 
 def render_benchmark(data: Mapping[str, Any]) -> list[str]:

@@ -20,6 +20,7 @@ Reference:
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
@@ -100,6 +101,7 @@ def quantise(
     key: int,
     group_size: int = 256,
     out: UInt8[torch.Tensor, " m"] | None = None,
+    of: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> AffineCodes:
     """Store a tensor at `bits` bits a number.
 
@@ -111,6 +113,7 @@ def quantise(
         key: From `counter_rng.stream_key`: the same key makes the same codes.
         group_size: G, one of `GROUP_SIZES`.
         out: Receives the buffer: uint8, of `ledger.affine_bytes` bytes, aligned to 16; allocated if None.
+        of: An element-wise function of the numbers to store in their place, applied piece by piece.
 
     Returns:
         The codes.
@@ -137,10 +140,12 @@ def quantise(
             stop = min(start + stride, whole)
             groups = slice(start // group_size, stop // group_size)
             payload = codes.payload[groups.start * per_group : groups.stop * per_group]
-            _encode(x[start:stop].view(-1, group_size), bits, rounding, start, payload, low[groups], high[groups])
+            piece = x[start:stop] if of is None else of(x[start:stop])
+            _encode(piece.view(-1, group_size), bits, rounding, start, payload, low[groups], high[groups])
         if whole < codes.numel:
-            last = x[-1:].expand(group_size).clone()
-            last[: codes.numel - whole] = x[whole:]
+            rest = x[whole:] if of is None else of(x[whole:])
+            last = rest[-1:].expand(group_size).clone()
+            last[: codes.numel - whole] = rest
             _encode(last[None], bits, rounding, whole, codes.payload[-per_group:], low[-1:], high[-1:])
     return codes
 

@@ -22,14 +22,15 @@ from gact.counter_rng import stream_key
 from gact.forms import Affine, Coded, Form, Levels, Raw, Shape, Through, View, two_values, version_of
 from gact.geometry import flatten, owners
 from gact.ledger import affine_bytes
-from gact.nodes import is_custom, packs_with, read_saved, saved_names, variant
+from gact.nodes import is_custom, is_known, packs_with, read_saved, saved_names, variant
 from gact.rules import AFFINE, BRANCH, COS, EXACT, EXP, INDICES, SHAPE, SIN, STEP, UNKNOWN, Treatment, operation
 from gact.saved import Constant, Saved
 from gact.saved import Plan as Plan
 from gact.saved import Settled as Settled
 from gact.steps import encode_branch, encode_indices, encode_step
 
-THROUGH = {EXP: (torch.exp, torch.log), COS: (torch.cos, torch.acos), SIN: (torch.sin, torch.asin)}  # and back
+# and back, in place
+THROUGH = {EXP: (torch.exp, Tensor.log_), COS: (torch.cos, Tensor.acos_), SIN: (torch.sin, Tensor.asin_)}
 STATISTIC_SHARE = 16  # a custom function's constant this many times smaller than its largest tensor is a statistic
 
 
@@ -87,35 +88,33 @@ class Frame:
         if not self._pending:
             return
         if not packs_with(self.hook or self.pack):  # a region that torch checkpoints: these are its inputs
-            self._keep_pending()
+            self._keep_pending("a checkpointed region")
+            return
+        if node.name().endswith("CopySlices"):  # a view changed in place: its operation's own node is inside, unseen
+            self._keep_pending("a view changed in place")
             return
         with _quiet(self._pending[0].tensor):
-            if is_custom(node):
-                mine = [("tensors", saved) for saved in self._asked(node, "tensors")]
-            elif self.stops_at_node and len(self._pending) == 1 and len(names := saved_names(node)) == 1:
-                mine = [(names[0], self._pending[0])]
+            if self.stops_at_node and not is_known(node):  # written in C++ by somebody else, without names
+                mine = [("tensors", saved) for saved in self._pending]
             else:
                 mine = [(name, saved) for name in saved_names(node) for saved in self._asked(node, name)]
-            if self.stops_at_node and len(mine) < len(self._pending):  # written in C++, without names
-                known = {id(saved) for _, saved in mine}
-                mine += [("tensors", saved) for saved in self._pending if id(saved) not in known]
             self._settle_all(node, mine)
 
     def close(self) -> None:
         """Settle what no node was seen for: exact."""
-        self._keep_pending()
+        self._keep_pending("node not seen")
         for address, constants in self._constants.items():
             self._settle_constants(address, constants)
         self._constants.clear()
         self._shared.clear()
         self._raw.clear()
 
-    def _keep_pending(self) -> None:
-        """Keep exact what no node is known of: inside of checkpointed regions, and behind views changed in place."""
+    def _keep_pending(self, why: str) -> None:
+        """Keep exact what no node is known of."""
         module = self.modules[-1] if self.modules else ""
         for saved in self._pending:
             assert saved.tensor is not None
-            reason = "parameter" if self._why_exact(saved, saved.tensor) == "parameter" else "node not seen"
+            reason = "parameter" if self._why_exact(saved, saved.tensor) == "parameter" else why
             key = self._key(module, "Unknown", "tensors")
             if saved.constant and reason != "parameter":
                 place = saved.tensor.untyped_storage()._cdata
@@ -280,19 +279,19 @@ class Frame:
         if treatment.form in THROUGH:
             to, back = THROUGH[treatment.form]
             return self._once(
-                tensor, treatment.form, key, lambda flat: Through(self._quantise(to(flat), bits, key), back)
+                tensor, treatment.form, key, lambda flat: Through(self._quantise(flat, bits, key, to), back)
             ), ""
         return self._once(tensor, AFFINE, key, lambda flat: self._quantise(flat, bits, key)), ""
 
-    def _quantise(self, flat: Tensor, bits: int, key: str) -> Coded:
+    def _quantise(self, flat: Tensor, bits: int, key: str, of: Callable[[Tensor], Tensor] | None = None) -> Coded:
         self._tensors += 1
         if self.plan.collector is not None:
-            self.plan.collector.inspect(key, flat)
+            self.plan.collector.inspect(key, flat if of is None else of(flat))
         noise = stream_key(self.plan.seed, self.invocation, self._tensors)
         out = None
         if self.plan.take is not None:
             out = self.plan.take(affine_bytes(flat.numel(), bits, self.plan.group_size, flat.dtype), flat.device)
-        codes = kernels.quantise(flat, bits, key=noise, group_size=self.plan.group_size, out=out)
+        codes = kernels.quantise(flat, bits, key=noise, group_size=self.plan.group_size, out=out, of=of)
         form = Affine(codes, self.plan.keep)
         return form if self.plan.probe is None else self.plan.probe(key, form)
 

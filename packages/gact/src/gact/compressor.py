@@ -200,7 +200,9 @@ class ActivationCompressor:
             AllocationError: If the budget cannot be met.
         """
         self._learner.refresh()
-        self._learner.step(self._alive(), None if loss is None else _number(loss), scale, self.predicted_variance)
+        self._learner.step(
+            self._alive(), None if loss is None else _number(loss), scale, lambda: self.predicted_variance
+        )
 
     def calibrate(self, closure: Callable[[], Tensor], *, width: int = 2, draws: int = 2) -> Allocation | None:
         """Measure on one batch how much each kind of stored tensor moves the gradient, and choose the bits.

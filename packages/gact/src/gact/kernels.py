@@ -4,7 +4,7 @@ import contextlib
 import functools
 import importlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Literal, get_args
 
@@ -86,6 +86,7 @@ def quantise(
     key: int,
     group_size: int = 256,
     out: UInt8[torch.Tensor, " m"] | None = None,
+    of: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> AffineCodes:
     """Store a tensor at `bits` bits a number.
 
@@ -95,6 +96,7 @@ def quantise(
         key: Likewise.
         group_size: Likewise.
         out: Likewise.
+        of: Likewise; a kernel that cannot do it piece by piece gets the whole.
 
     Returns:
         The codes.
@@ -107,7 +109,10 @@ def quantise(
         >>> quantise(torch.ones(100), 2, key=7).nbytes
         72
     """
-    return _affine(x).quantise(x, bits, key=key, group_size=group_size, out=out)
+    module = _affine(x)
+    if module is affine:
+        return affine.quantise(x, bits, key=key, group_size=group_size, out=out, of=of)
+    return module.quantise(x if of is None else of(x), bits, key=key, group_size=group_size, out=out)
 
 
 def dequantise(

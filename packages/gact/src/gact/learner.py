@@ -2,7 +2,7 @@
 
 import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from math import nan
 from typing import Any, final
@@ -135,14 +135,16 @@ class Learner:
         self._estimates = {**self._estimates, **collector.estimates()}
         self._allocate()
 
-    def step(self, model: torch.nn.Module, loss: float | None, scale: float, predicted: float | None) -> None:
+    def step(
+        self, model: torch.nn.Module, loss: float | None, scale: float, predicted: Callable[[], float | None]
+    ) -> None:
         """Watch the loss and the gradients: learn again after a drift, raise bits for the guard.
 
         Args:
             model: With its gradients.
             loss: Of this step, if known.
             scale: That the gradients carry.
-            predicted: Variance of compression, if known.
+            predicted: Returns the variance of compression, if known.
         """
         if not self.target.adaptive and self.guard is None:
             return
@@ -155,8 +157,8 @@ class Learner:
             with self._lock:
                 if self._learning is None:
                     self._waiting = Collector(self._group_size)
-        if self.guard is not None and predicted is not None:
-            self._heed_guard(self.guard, predicted, self._sample)
+        if self.guard is not None and (variance := predicted()) is not None:
+            self._heed_guard(self.guard, variance, self._sample)
 
     def notes(self) -> list[str]:
         """Sentences for a report."""

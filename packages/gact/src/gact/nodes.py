@@ -7,6 +7,7 @@ part of the graph after each call. Either way the observer gets the node and the
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import cache
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from gact.rules import operation
 
 HAS_CREATION_HOOK = hasattr(torch.autograd.graph, "node_creation_hook")
+_OWN = frozenset(vars(torch._C._functions))
 _OF_LEAVES = (1 << 64) - 1  # number of all nodes that take gradients to leaves
 _PARAMETER_VIEWS = frozenset((
     "T", "Transpose", "Permute", "View", "UnsafeView", "ReshapeAlias", "Expand", "ToCopy", "Slice", "Select",
@@ -57,15 +59,17 @@ class _Walk(TorchFunctionMode):
         return result
 
     def _show(self, newest: Any) -> None:
-        stack = [newest]
+        stack, found = [newest], []
         while stack:
             node = stack.pop()
             number = node._sequence_nr()
             if number in self._seen or not self._first <= number < _OF_LEAVES:
                 continue
             self._seen.add(number)
-            self._observe(node)
+            found.append((number, node))
             stack.extend(parent for parent, _ in node.next_functions if parent is not None)
+        for _, node in sorted(found, key=itemgetter(0)):  # as they were made
+            self._observe(node)
 
 
 def saved_names(node: Any) -> tuple[str, ...]:
@@ -131,6 +135,11 @@ _VARIANTS: dict[str, Callable[[Any], str]] = {
 def is_custom(node: Any) -> bool:
     """Whether the node belongs to a ``torch.autograd.Function`` written in Python."""
     return isinstance(node, torch.autograd.function.BackwardCFunction)
+
+
+def is_known(node: Any) -> bool:
+    """Whether a node's saved tensors can be asked for: it is torch's own, or of a function written in Python."""
+    return is_custom(node) or type(node).__name__ in _OWN
 
 
 def views_parameter(node: Any) -> bool:

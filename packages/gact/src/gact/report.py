@@ -114,7 +114,8 @@ class Report:
 
     def summary(self) -> str:
         """One line: bytes before and after."""
-        line = f"{size_text(self.plain_bytes)} of activations kept in {size_text(self.saved_bytes)}: {self.ratio:.2f}x smaller"
+        before, after = size_text(self.plain_bytes), size_text(self.saved_bytes)
+        line = f"{before} of activations kept in {after}: {self.ratio:.2f}x smaller"
         if self.predicted_variance is not None:
             line += f"; predicted variance of the gradient {self.predicted_variance:.3g}"
         return line
@@ -200,8 +201,8 @@ def size_text(nbytes: SupportsFloat) -> str:
 def _cells(row: Row) -> tuple[str, ...]:
     form = row.form if not row.reason else f"{row.form} ({row.reason})"
     return (
-        row.module, row.operation, row.saved, "x".join(map(str, row.shape)) or "scalar", row.dtype, str(row.storage), form,
-        f"{row.bits:g}", f"{row.plain_bytes:,}", f"{row.nbytes:,}",
+        row.module, row.operation, row.saved, "x".join(map(str, row.shape)) or "scalar", row.dtype, str(row.storage),
+        form, f"{row.bits:g}", f"{row.plain_bytes:,}", f"{row.nbytes:,}",
         "" if row.sensitivity is None else f"{row.sensitivity:.3g} ({row.sensitivity_source})",
         "" if row.share is None else f"{row.share:.1%}", row.guarantee,
     )  # fmt: skip

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, final
 
 AFFINE, EXACT, STEP, INDICES, SHAPE, BRANCH = "affine", "exact", "step", "indices", "shape", "branch"
@@ -167,6 +167,7 @@ def _build() -> dict[str, dict[str, Any]]:
 _TABLE = _build()
 
 
+@cache
 def operation(node_name: str) -> str:
     """Name of the operation in the name of its backward node: ``AddmmBackward0`` gives ``Addmm``."""
     name = node_name.rpartition("::")[2]
