@@ -74,3 +74,34 @@ class Arena:
         self._reserved += nbytes
         with torch.inference_mode(False):  # so that buffers can be written inside and outside of inference mode
             return torch.empty(nbytes, dtype=torch.uint8, device=self._device, pin_memory=self._pin)
+
+
+@final
+class Arenas:
+    """An arena for each device that is asked for.
+
+    Args:
+        block_bytes: Size of a block, at least 16.
+
+    Example:
+        >>> Arenas(1 << 10).take(5, torch.device("cpu")).numel()
+        5
+    """
+
+    def __init__(self, block_bytes: int) -> None:
+        self._block_bytes = block_bytes
+        self._arenas: dict[torch.device, Arena] = {}
+
+    def take(self, nbytes: int, device: torch.device) -> torch.Tensor:
+        """Cut a buffer on a device.
+
+        Args:
+            nbytes: Its size, at least 0.
+            device: Where.
+
+        Returns:
+            As `Arena.take`.
+        """
+        if device not in self._arenas:
+            self._arenas[device] = Arena(device, self._block_bytes)
+        return self._arenas[device].take(nbytes)

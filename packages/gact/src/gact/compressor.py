@@ -16,7 +16,7 @@ from common_core.memory import PeakMeter
 from gact import distributed
 from gact.affine import BITS, GROUP_SIZES
 from gact.allocation import RAW, Allocation
-from gact.arena import Arena
+from gact.arena import Arenas
 from gact.calibration import BASE_BITS, Probe, probe_sensitivities, undisturbed
 from gact.capture import Frame, Plan, Settled
 from gact.collector import Collector, Sensitivity
@@ -362,7 +362,7 @@ class ActivationCompressor:
         return Plan(
             rules=self.rules, bits=bits, min_bytes=self.min_bytes, group_size=self.group_size, seed=self._noise,
             exempt=exempt, is_exempt=distributed.is_parameter_storage, keep=store.put if store is not None else None,
-            take=Arena(device, ARENA_BLOCK).take if device.type == "cuda" and store is None else None,
+            take=Arenas(ARENA_BLOCK).take if device.type == "cuda" and store is None else None,
             nonfinite=self._nonfinite, collector=collector, probe=probe.form if probe is not None else None,
         )  # fmt: skip
 
