@@ -26,7 +26,7 @@ from gact.compressor import ActivationCompressor
 
 _FEATURES, _ROWS, _BATCH, _RATE = 256, 2048, 128, 0.03
 _WIDTHS = (0, 4, 2, 1)  # 0: no compression
-_STEPS = {"quick": 250, "full": 1000}
+_STEPS = {"quick": 200, "full": 1000}
 _SEEDS = {"quick": 2, "full": 5}
 _SLOPE = 0.2  # how far from 1
 

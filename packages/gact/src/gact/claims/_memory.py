@@ -19,7 +19,7 @@ from gact.compressor import ActivationCompressor
 
 _MODES = {"quick": ("auto:4", "auto:2"), "full": ("8", "4", "auto:4", "2", "auto:2")}
 _KEYS = {"8": "fixed8", "4": "fixed4", "auto:4": "auto4", "2": "fixed2", "auto:2": "auto2"}
-_REPEATS = {"quick": 2, "full": 15}
+_REPEATS = {"quick": 1, "full": 9}
 _BATCH = {"quick": 2, "full": 8}
 _LAYERS = {"quick": 2, "full": 4}
 _LEAST = 8.0  # times smaller at an average of 2 bits

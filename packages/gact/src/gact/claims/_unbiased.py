@@ -21,7 +21,7 @@ from gact.compressor import ActivationCompressor
 from gact.counter_rng import stream_key
 
 _WIDTHS = (2, 4, 8)
-_DRAWS = {"quick": 24, "full": 200}
+_DRAWS = {"quick": 20, "full": 150}
 _SIZE = {"quick": 96, "full": 256}
 _LAYERS, _SIGMAS = 3, 4.0
 _SMOOTH = {2: 0.2, 4: 0.02, 8: 0.002}  # of the gradient: second order, set after a first look
