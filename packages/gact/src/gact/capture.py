@@ -31,6 +31,7 @@ from gact.steps import encode_branch, encode_indices, encode_step
 
 # and back, in place
 THROUGH = {EXP: (torch.exp, Tensor.log_), COS: (torch.cos, Tensor.acos_), SIN: (torch.sin, Tensor.asin_)}
+CHECKPOINT, INPUT_FORM = "Checkpoint", "affine input"
 STATISTIC_SHARE = 16  # a custom function's constant this many times smaller than its largest tensor is a statistic
 
 
@@ -99,6 +100,40 @@ class Frame:
             else:
                 mine = [(name, saved) for name in saved_names(node) for saved in self._asked(node, name)]
             self._settle_all(node, mine)
+
+    def record_input(self, tensor: Tensor, bits: int, nbytes: int) -> None:
+        """Put on record that a checkpointed block keeps an input at few bits.
+
+        Args:
+            tensor: The input.
+            bits: Of its codes.
+            nbytes: That they take.
+        """
+        module, storage = self.modules[-1] if self.modules else "", tensor.untyped_storage()
+        base = f"{module}/{CHECKPOINT}.input"
+        key = f"{base}#{self._names[base]}"
+        self._names[base] += 1
+        self._storages.setdefault(storage._cdata, StorageWeakRef(storage))
+        self.settled.append(
+            Settled(
+                key,
+                key,
+                module,
+                CHECKPOINT,
+                "input",
+                Treatment(AFFINE, UNKNOWN),
+                "",
+                tuple(tensor.shape),
+                tensor.dtype,
+                storage._cdata,
+                storage.nbytes(),
+                False,
+                INPUT_FORM,
+                float(bits),
+                nbytes,
+                False,
+            )  # fmt: skip
+        )
 
     def close(self) -> None:
         """Settle what no node was seen for: exact."""

@@ -19,6 +19,7 @@ from gact.allocation import RAW, Allocation
 from gact.arena import Arenas
 from gact.calibration import BASE_BITS, Probe, probe_sensitivities, undisturbed
 from gact.capture import Frame, Plan, Settled
+from gact.checkpointing import Compress, FixedBits, Holder, compressing
 from gact.collector import Collector, Sensitivity
 from gact.compiled import CompiledHooks, CompileWarning
 from gact.learner import Learner
@@ -30,6 +31,7 @@ from gact.saved import Saved
 from gact.target import Target, parse_target
 
 _FORMAT = 1
+INPUT_BITS = 8  # of a checkpointed block's inputs
 ARENA_BLOCK = 1 << 24  # bytes; codes of a pass lie in blocks of this size on a GPU
 
 
@@ -312,6 +314,7 @@ class ActivationCompressor:
         try:
             with (
                 self._names.following(),
+                compressing(self._block_inputs(frame)),
                 self._hooks(frame),
                 watch(frame.observe),
             ):
@@ -319,6 +322,20 @@ class ActivationCompressor:
         finally:
             self._local.frame = None
             frame.close()
+
+    def _block_inputs(self, frame: Frame) -> Compress:
+        """What `gact.checkpoint` keeps inside: 8 bits, since recomputation carries noise through a whole block."""
+        keep = FixedBits(
+            INPUT_BITS, group_size=self.group_size, min_bytes=self.min_bytes, seed=self._noise + frame.invocation
+        )
+
+        def compress(tensor: Tensor) -> Holder | None:
+            holder = keep(tensor)
+            if holder is not None:
+                frame.record_input(tensor, INPUT_BITS, holder.nbytes)
+            return holder
+
+        return compress
 
     def _hooks(self, frame: Frame) -> AbstractContextManager[Any]:
         """The frame's own hooks on saved tensors, or ones that compiled graphs take in and eager code passes on."""

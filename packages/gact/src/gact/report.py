@@ -6,7 +6,7 @@ from html import escape
 from io import StringIO
 from typing import Any, SupportsFloat
 
-from gact.capture import Settled
+from gact.capture import INPUT_FORM, Settled
 from gact.collector import Sensitivity
 
 _COLUMNS = (
@@ -180,7 +180,7 @@ def build_report(
                 "" if found is None else found.source,
                 variance,
                 variance / total if variance is not None and total > 0 else None,
-                "exact" if s.form != "affine" else s.treatment.guarantee,
+                s.treatment.guarantee if s.form in ("affine", INPUT_FORM) else "exact",
                 s.reason,
             )
         )
