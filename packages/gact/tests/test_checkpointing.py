@@ -15,6 +15,7 @@ from common_core.testing import assert_unbiased
 from gact import ledger
 from gact.checkpointing import FixedBits, checkpoint, compressing
 from gact.compressor import ActivationCompressor
+from gact.ledger import affine_bytes
 from gact.nodes import packs_with
 
 
@@ -314,14 +315,7 @@ def test_what_torchs_checkpoint_saves_is_told_apart() -> None:
     assert mine == [True, False]  # the input goes to the hook around, what is saved inside does not
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "gact",
-        True,
-        False,
-    ],
-)
+@pytest.mark.parametrize("kind", ["gact", True, False])
 def test_checkpoints_in_a_compressor(kind: str | bool) -> None:
     torch.manual_seed(0)
     block = nn.Sequential(nn.ReLU(), nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 64))
@@ -340,6 +334,25 @@ def test_checkpoints_in_a_compressor(kind: str | bool) -> None:
     noisy = torch.cat([p.grad.flatten() for p in parameters])
     plain = torch.cat([g.flatten() for g in plain])
     assert (noisy - plain).norm() < 0.02 * plain.norm()
+
+
+@pytest.mark.parametrize("kind", ["gact", True, False])
+def test_learning_does_not_read_what_a_checkpoint_recomputes(kind: str | bool) -> None:
+    torch.manual_seed(0)
+    block = nn.Sequential(nn.LayerNorm(64), nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 64))
+    model, x = nn.ModuleList([nn.Linear(64, 64), block, nn.LayerNorm(64), nn.Linear(64, 8)]), torch.randn(256, 64)
+    compressor = ActivationCompressor(model, bits="auto:4", min_bytes=1024)
+    for _ in range(2):
+        with compressor:
+            h = torch.nn.functional.gelu(model[0](x))
+            h = checkpoint(block, h) if kind == "gact" else torch_checkpoint(block, h, use_reentrant=kind)
+            loss = model[3](model[2](h)).square().mean()
+        loss.backward()
+    report = compressor.report()
+    assert report.predicted_variance is not None
+    if kind == "gact":
+        kept = [row for row in report.rows if row.operation == "Checkpoint"]
+        assert [row.nbytes for row in kept] == [affine_bytes(256 * 64, 8, 256, torch.float32)]
 
 
 def test_under_compile_it_is_torchs_checkpoint() -> None:

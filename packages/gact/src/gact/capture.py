@@ -22,7 +22,7 @@ from gact.counter_rng import stream_key
 from gact.forms import Affine, Coded, Form, Levels, Raw, Shape, Through, View, two_values, version_of
 from gact.geometry import flatten, owners
 from gact.ledger import affine_bytes
-from gact.nodes import is_custom, is_known, packs_with, read_saved, saved_names, variant
+from gact.nodes import FOREIGN, is_custom, is_known, packs_with, read_saved, saved_names, variant
 from gact.rules import AFFINE, BRANCH, COS, EXACT, EXP, INDICES, SHAPE, SIN, STEP, UNKNOWN, Treatment, operation
 from gact.saved import Constant, Saved
 from gact.saved import Plan as Plan
@@ -86,10 +86,13 @@ class Frame:
 
     def observe(self, node: Any) -> None:
         """Give the tensors that a new node saved their final form."""
-        if not self._pending:
+        if not self._pending and self.plan.collector is None:
             return
         if not packs_with(self.hook or self.pack):  # a region that torch checkpoints: these are its inputs
+            node.metadata[FOREIGN] = True
             self._keep_pending("a checkpointed region")
+            return
+        if not self._pending:
             return
         if node.name().endswith("CopySlices"):  # a view changed in place: its operation's own node is inside, unseen
             self._keep_pending("a view changed in place")
@@ -114,26 +117,11 @@ class Frame:
         key = f"{base}#{self._names[base]}"
         self._names[base] += 1
         self._storages.setdefault(storage._cdata, StorageWeakRef(storage))
-        self.settled.append(
-            Settled(
-                key,
-                key,
-                module,
-                CHECKPOINT,
-                "input",
-                Treatment(AFFINE, UNKNOWN),
-                "",
-                tuple(tensor.shape),
-                tensor.dtype,
-                storage._cdata,
-                storage.nbytes(),
-                False,
-                INPUT_FORM,
-                float(bits),
-                nbytes,
-                False,
-            )  # fmt: skip
-        )
+        settled = Settled(
+            key, key, module, CHECKPOINT, "input", Treatment(AFFINE, UNKNOWN), "", tuple(tensor.shape), tensor.dtype,
+            storage._cdata, storage.nbytes(), False, INPUT_FORM, float(bits), nbytes, False,
+        )  # fmt: skip
+        self.settled.append(settled)
 
     def close(self) -> None:
         """Settle what no node was seen for: exact."""

@@ -16,6 +16,8 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from gact.nodes import FOREIGN
+
 __all__ = ["ParameterGains", "operation"]
 
 _SLOPES = {  # mean of φ'(x)² for standard normal x
@@ -86,7 +88,7 @@ class ParameterGains:
         if not any(edges):
             return 0.0
         name = operation(node)
-        rule = _RULES.get(name)
+        rule = None if FOREIGN in node.metadata else _RULES.get(name)
         gains = [_SLOPES.get(name, 1.0)] * len(edges) if rule is None else rule(node)
         return sum(gain * kappa for gain, kappa in zip(gains, edges, strict=True) if kappa)
 

@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from gact.rules import operation
 
+FOREIGN = "gact.foreign"  # marks nodes whose saved tensors belong to others' hooks and must not be read
 HAS_CREATION_HOOK = hasattr(torch.autograd.graph, "node_creation_hook")
 _OWN = frozenset(vars(torch._C._functions))
 _OF_LEAVES = (1 << 64) - 1  # number of all nodes that take gradients to leaves
