@@ -820,6 +820,52 @@ def test_fifty_steps_without_the_collector_leak_nothing(case, bits):
     assert held[1] == held[2]
 
 
+OWNED = []
+
+
+class Owning(torch.autograd.Function):
+    """Its node owns an object, whose life shows the node's."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.mine = nn.Identity()
+        OWNED.append(weakref.ref(ctx.mine))
+        ctx.save_for_backward(x)
+        return x * 2
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 2 * grad
+
+
+@pytest.mark.parametrize("bits", [4, "auto:4", "fit:1GiB"])
+def test_nodes_live_no_longer_than_their_graph(bits):
+    model = nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 64))
+    comp = ActivationCompressor(model, bits=bits, min_bytes=0)
+    OWNED.clear()
+
+    def forward():
+        return Owning.apply(model(torch.ones(64, 64))).square().mean()
+
+    gc.collect()
+    gc.disable()
+    try:
+        if bits == "fit:1GiB":
+            comp.calibrate(forward)
+        for step in range(4):
+            with comp:
+                loss = forward()
+            loss.backward()
+            comp.step(loss * 100.0**step)  # drifts, so that it is learnt again
+            model.zero_grad()
+            del loss
+        with pytest.raises(ZeroDivisionError), comp:
+            float(forward().detach()) / 0
+        assert [ref() for ref in OWNED if ref() is not None] == []
+    finally:
+        gc.enable()
+
+
 def test_codes_are_freed_as_the_backward_pass_goes():
     model = nn.Sequential(*[nn.Linear(256, 256) for _ in range(6)])
     comp = ActivationCompressor(model, bits=8, min_bytes=0)

@@ -74,6 +74,7 @@ class Collector:
         self._profiles: dict[str, tuple[float, ...]] = {}
         self._numel: dict[str, int] = {}
         self._gains = ParameterGains()
+        self._held: list[list[Any]] = []
         self._lock = threading.Lock()
 
     @property
@@ -102,11 +103,17 @@ class Collector:
         seen = _as_seen(settled, form, low, high, self._group_size)
         self.expected += 1
 
+        held = [node]  # given up after the first call: a node that its own hook holds would live for ever
+        self._held.append(held)
+
         def hook(grad_inputs: Gradients, grad_outputs: Gradients) -> None:
+            if not held:
+                return
+            own = held.pop()
             found = [
-                (entry, 1.0 if direct else self._gains.along(node, entry.edge))
-                for entry in contributions(node, seen, grad_inputs, grad_outputs)
-                for direct in [entry.exact and views_parameter(node.next_functions[entry.edge][0])]
+                (entry, 1.0 if direct else self._gains.along(own, entry.edge))
+                for entry in contributions(own, seen, grad_inputs, grad_outputs)
+                for direct in [entry.exact and views_parameter(own.next_functions[entry.edge][0])]
             ]
             with self._lock:
                 self.seen += 1
@@ -114,6 +121,13 @@ class Collector:
                     stored.felt.append((entry.c * gain, entry.exact and gain == 1.0))
 
         node.register_hook(hook)
+
+    def release(self) -> None:
+        """Let go of the graph; what its backward pass has not told by now stays unknown."""
+        for held in self._held:
+            held.clear()
+        self._held.clear()
+        self._gains = ParameterGains()
 
     def _shape(self, stored: Stored, low: Tensor, high: Tensor) -> None:
         energy = float(law_variance(low, high, stored.numel, self._group_size, 1))

@@ -258,6 +258,7 @@ class ActivationCompressor:
             with self._following(frame):
                 loss = closure()
             torch.autograd.grad(loss, parameters, allow_unused=True)
+        collector.release()
         return max(0, meter.reading().peak - build_report(frame.settled, {}).saved_bytes)
 
     def report(self, *, notes: Iterable[str] = ()) -> Report:

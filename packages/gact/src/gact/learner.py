@@ -96,6 +96,7 @@ class Learner:
             if collector is None or collector is not self._learning:
                 return
             if settled is None or not collector.stored:  # nothing was learnt: the next pass tries again
+                collector.release()
                 self._learning, self._waiting = None, Collector(self._group_size)
             else:
                 self._returned, self._settled = True, settled
@@ -133,6 +134,7 @@ class Learner:
             for item, stored in collector.stored.items()
         }
         self._estimates = {**self._estimates, **collector.estimates()}
+        collector.release()
         self._allocate()
 
     def step(
