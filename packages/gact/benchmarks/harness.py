@@ -8,22 +8,20 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the meter below reads the profiler, which talks
 
 import argparse
-import importlib.metadata
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from common_core import records
+from common_core import benchmarks
+from common_core.benchmarks import Row as Row
+from common_core.benchmarks import line as line
+from common_core.benchmarks import row as row
 from common_core.memory import CudaPeakMeter
-from common_core.stats import Estimate
 
-SCHEMA = "repertory.benchmark/1"
 RESULTS = Path(__file__).parent / "results"
 SCALES = ("quick", "cpu", "gpu")
 _OURS = ("gact", "numpy", "repertory-common-core", "scipy", "torch")
-Row = dict[str, Any]
 
 torch.set_num_threads(1)
 
@@ -93,48 +91,6 @@ def _allocated(call: Callable[[], object], device: str) -> tuple[int, int]:
     return peak, total
 
 
-def row(
-    name: str,
-    ours: Estimate | float | None,
-    peer: Estimate | float | None,
-    peer_name: str,
-    ratio: Estimate | float | None = None,
-    goal: float | None = None,
-    unit: str = "s",
-    at_least: bool = False,
-    **extra: Any,
-) -> Row:
-    """A row of the results.
-
-    Args:
-        name: What was measured.
-        ours: Our figure.
-        peer: The peer's figure.
-        peer_name: Who the peer is.
-        ratio: The two figures' ratio, with its interval where there is one.
-        goal: The ratio aimed at, or our figure where there is no ratio; None if there was no aim.
-        unit: Unit of the two figures.
-        at_least: Whether the goal is a lower bound; else it is an upper one.
-        **extra: Further columns.
-
-    Returns:
-        A mapping in the form of the schema; ``met`` is null where nothing was aimed at.
-    """
-    ratio = None if ratio is None else Estimate.from_any(ratio)
-    met = None
-    judged = ratio if ratio is not None else ours
-    if goal is not None and judged is not None:
-        met = bool(float(judged) >= goal if at_least else float(judged) <= goal)
-    fields: Row = {"name": name, "unit": unit, "peer_name": peer_name, "ratio": ratio, "goal": goal, "met": met}
-    if at_least:
-        fields["goal_is"] = "at least"
-    for key, value in (("ours", ours), ("peer", peer)):
-        fields[key] = None if value is None else float(value)
-        if isinstance(value, Estimate) and value.low is not None:
-            fields[f"{key}_interval"] = [value.low, value.high]
-    return fields | extra
-
-
 def save(name: str, args: argparse.Namespace, rows: Sequence[Row], notes: str, peers: Sequence[str] = ()) -> None:
     """Write the results and print one line a row.
 
@@ -145,36 +101,4 @@ def save(name: str, args: argparse.Namespace, rows: Sequence[Row], notes: str, p
         notes: What a reader must know to judge the figures.
         peers: Distributions whose versions are recorded beside our own, where installed.
     """
-    environment = records.environment(args.device)
-    versions = {name: _version(name) for name in (*_OURS, *peers)}
-    command = f"python packages/gact/benchmarks/{name}.py"
-    command += "" if args.device == "cpu" else f" --device {args.device}"
-    command += " --quick" if args.quick else ""
-    head = {"schema": SCHEMA, "benchmark": name, "scale": args.scale, "device": environment["device"]}
-    system = {key: environment[key] for key in ("python", "platform", "commit")}
-    found = {key: value for key, value in sorted(versions.items()) if value is not None}
-    body = {"versions": found, **system, "command": command, "rows": list(rows)}
-    records.write_json_atomic(args.out, head | body | {"notes": notes})
-    for entry in rows:
-        print(line(entry))
-
-
-def line(entry: Row) -> str:
-    """One line of text for a row."""
-    aim = "" if entry["goal"] is None else f"  (goal {entry['goal']:g}: {'met' if entry['met'] else 'MISSED'})"
-    figures = f"{_show(entry, 'ours')} against {_show(entry, 'peer')} {entry['unit']}"
-    return f"{entry['name']}: {figures} [{entry['peer_name']}], ratio {_show(entry, 'ratio')}{aim}"
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _show(entry: Row, key: str) -> str:
-    if entry[key] is None:
-        return "-"
-    interval = entry.get(f"{key}_interval")
-    return format(entry[key], ".4g") + ("" if interval is None else " [{:.4g}, {:.4g}]".format(*interval))
+    benchmarks.save(name, args, rows, notes, package="gact", versions=(*_OURS, *peers))

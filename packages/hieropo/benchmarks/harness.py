@@ -7,18 +7,16 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[_name] = "1"  # one thread against one thread
 
 import argparse
-import importlib.metadata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from common_core import records, timing
-from common_core.stats import Estimate
+from common_core import benchmarks
+from common_core.benchmarks import Row as Row
+from common_core.benchmarks import compare as compare
+from common_core.benchmarks import row as row
 
-SCHEMA = "repertory.benchmark/1"
 RESULTS = Path(__file__).parent / "results"
 _OURS = ("hieropo", "numpy", "repertory-common-core", "scipy")
-Row = dict[str, Any]
 
 
 def options(name: str, argv: Sequence[str] | None) -> argparse.Namespace:
@@ -38,65 +36,6 @@ def options(name: str, argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def compare(
-    name: str,
-    ours: Callable[[], object],
-    peer: Callable[[], object],
-    peer_name: str,
-    goal: float | None = None,
-    **kwargs: Any,
-) -> Row:
-    """Time ours and the peer in turns.
-
-    Args:
-        name: What is timed.
-        ours: Our call.
-        peer: The peer's call.
-        peer_name: What the peer does.
-        goal: Largest ratio ours / peer that was aimed at, if there was an aim.
-        **kwargs: For `common_core.timing.paired_timing`.
-
-    Returns:
-        A row of the results.
-    """
-    measured = timing.paired_timing(ours, peer, **kwargs)
-    return row(name, measured.ours_s, measured.peer_s, peer_name, measured.ratio, goal)
-
-
-def row(
-    name: str,
-    ours: Estimate | float | None,
-    peer: Estimate | float | None,
-    peer_name: str,
-    ratio: Estimate | None = None,
-    goal: float | None = None,
-    unit: str = "s",
-    **extra: Any,
-) -> Row:
-    """A row of the results.
-
-    Args:
-        name: What was measured.
-        ours: Our figure.
-        peer: The peer's figure.
-        peer_name: Who the peer is.
-        ratio: Ours / peer, with its interval.
-        goal: Largest ratio aimed at, if there was an aim.
-        unit: Unit of the two figures.
-        **extra: Further columns.
-
-    Returns:
-        A mapping in the form of the schema; ``met`` is null where nothing was aimed at.
-    """
-    met = None if goal is None or ratio is None else bool(ratio.value <= goal)
-    fields = {"name": name, "unit": unit, "peer_name": peer_name, "ratio": ratio, "goal": goal, "met": met}
-    for key, value in (("ours", ours), ("peer", peer)):
-        fields[key] = None if value is None else float(value)
-        if isinstance(value, Estimate) and value.low is not None:
-            fields[f"{key}_interval"] = [value.low, value.high]
-    return fields | extra
-
-
 def save(name: str, args: argparse.Namespace, rows: Sequence[Row], notes: str, peers: Sequence[str] = ()) -> None:
     """Write the results and print one line a row.
 
@@ -107,21 +46,4 @@ def save(name: str, args: argparse.Namespace, rows: Sequence[Row], notes: str, p
         notes: What a reader must know to judge the figures.
         peers: Distributions whose versions are recorded beside our own.
     """
-    environment = records.environment(args.device)
-    versions = {name: importlib.metadata.version(name) for name in (*_OURS, *peers)}
-    command = f"python packages/hieropo/benchmarks/{name}.py" + (" --quick" if args.quick else "")
-    head = {"schema": SCHEMA, "benchmark": name, "device": environment["device"]}
-    system = {key: environment[key] for key in ("python", "platform", "commit")}
-    body = {"versions": dict(sorted(versions.items())), **system, "command": command, "rows": list(rows)}
-    records.write_json_atomic(args.out, head | body | {"notes": notes})
-    for entry in rows:
-        aim = "" if entry["goal"] is None else f"  (goal {entry['goal']:g}: {'met' if entry['met'] else 'MISSED'})"
-        figures = f"{_show(entry, 'ours')} against {_show(entry, 'peer')} {entry['unit']}"
-        print(f"{entry['name']}: {figures} [{entry['peer_name']}], ratio {_show(entry, 'ratio')}{aim}")
-
-
-def _show(entry: Row, key: str) -> str:
-    if entry[key] is None:
-        return "-"
-    interval = entry.get(f"{key}_interval")
-    return format(entry[key], ".4g") + ("" if interval is None else " [{:.4g}, {:.4g}]".format(*interval))
+    benchmarks.save(name, args, rows, notes, package="hieropo", versions=(*_OURS, *peers))
