@@ -97,20 +97,22 @@ def probe_sensitivities(
         draws: Noise draws a cluster.
 
     Returns:
-        By item. Within a cluster the probed variance is split in proportion to what each tensor's range and incoming
-        gradient suggest.
+        By item. No cluster is probed below the fewest bits that its operations allow. Within a cluster the probed
+        variance is split in proportion to what each tensor's range and incoming gradient suggest.
     """
     base = _gradient(loss, parameters)
-    known = collector.sensitivities()
+    known, width = collector.sensitivities(), probe.width
     open_items = [item for item, s in known.items() if s.source != "closed form"]
     for members in clusters(collector, open_items).values():
         total = 0.0
         probe.active = frozenset(members)
+        probe.width = max(width, *(collector.stored[item].least_bits for item in members))
         for _ in range(draws):
             probe.draw += 1
             total += _distance(_gradient(loss, parameters), base) / draws
         probe.active = frozenset()
         place = BITS.index(probe.width)
+        probe.width = width
         shares = [max(known[item].c, 0.0) for item in members]
         if not sum(shares) > 0:
             shares = [1.0] * len(members)

@@ -24,7 +24,7 @@ class Target:
     """
 
     kind: Kind
-    value: float
+    value: float | int
 
     @property
     def adaptive(self) -> bool:
