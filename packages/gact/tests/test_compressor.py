@@ -909,6 +909,29 @@ def test_the_model_may_go_while_the_compressor_stays():
     assert rows(comp)
 
 
+def test_outputs_that_the_loss_ignores_and_gradients_that_overflow_teach_nothing():
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"body": nn.Linear(64, 64), "used": nn.Linear(64, 8), "ignored": nn.Linear(64, 8)})
+    comp = ActivationCompressor(model, bits="auto:2", min_bytes=0)
+
+    def forward(scale=1.0):
+        h = functional.gelu(model["body"](torch.ones(32, 64)))
+        ignored = functional.gelu(model["ignored"](h) * 2).exp()
+        return model["used"](h).square().mean() * scale, ignored
+
+    for scale in (float("inf"), 1.0, 1.0):
+        with comp:
+            loss, _ignored = forward(scale)
+        loss.backward()
+        comp.step()
+        model.zero_grad()
+        assert comp.sensitivities == {} or scale == 1.0
+    assert comp.bits
+    stored = {r.key: r for r in rows(comp) if r.form == "affine" and r.nbytes}
+    assert any("ignored" in key or r.operation == "Exp" for key, r in stored.items())
+    assert {r.bits for key, r in stored.items() if key not in comp.sensitivities} == {2.0}
+
+
 # -- what is asked for ----------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 
 import torch
 
@@ -75,7 +76,7 @@ def choose_bits(
     Args:
         target: What is asked for.
         sizes: Of the stored tensors, by item.
-        sensitivities: Of those that are known; the others get the most bits there are.
+        sensitivities: Of those that are known; the others keep the bits that they started with.
         others: Bytes of saved tensors in other forms.
         overhead: Bytes at the peak that are no saved activations; for ``"fit"``.
         group_size: Numbers a group.
@@ -95,7 +96,7 @@ def choose_bits(
                 "a peak to fit in needs to know what else is in memory: call calibrate(closure) once before training"
             )
         budget = int(target.value) - others - overhead
-    items = [_item(key, size, sensitivities.get(key), group_size) for key, size in sizes.items()]
+    items = [_item(key, s, sensitivities.get(key), group_size, target.first_bits) for key, s in sizes.items()]
     found = allocate(items, max(budget, 0))
     if found.status == "infeasible":
         smallest = found.nbytes + others + (overhead or 0 if target.kind == "fit" else 0)
@@ -110,7 +111,10 @@ def choose_bits(
     return found
 
 
-def _item(key: str, size: Size, sensitivity: Sensitivity | None, group_size: int) -> Item:
+def _item(key: str, size: Size, sensitivity: Sensitivity | None, group_size: int, first_bits: int) -> Item:
+    if sensitivity is None or not isfinite(sensitivity.c):
+        bits = max(first_bits, size.least_bits)
+        return Item(key, (bits,), (size.nbytes(bits, group_size),), (0.0,))
     widths = (*(b for b in BITS if b >= size.least_bits), RAW)
-    costs = tuple(sensitivity.variance(b) if sensitivity is not None else float("nan") for b in widths)
+    costs = tuple(sensitivity.variance(b) for b in widths)
     return Item(key, widths, tuple(size.nbytes(b, group_size) for b in widths), costs)

@@ -148,11 +148,11 @@ class Frame:
     def _settle_constants(self, address: int, constants: list[Constant]) -> None:
         """Store constants that only the graph holds; say of inputs and targets that they live without it."""
         held = [(c, saved) for c in constants if (saved := c.saved()) is not None and isinstance(saved.form, Raw)]
-        if held and owners(address) > len(held):
-            for constant, _ in held:
+        if owners(address) > len(held):
+            for constant in constants:
                 self.settled[constant.index] = replace(self.settled[constant.index], outside=True)
         elif all(self.settled[constant.index].reason == "constant" for constant, _ in held):
-            del self._raw[address]
+            self._raw.pop(address, None)
             for constant, saved in held:
                 self._settle_constant(constant, saved)
 

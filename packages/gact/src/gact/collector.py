@@ -2,6 +2,7 @@
 
 import threading
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any, final
 
 from torch import Tensor
@@ -143,6 +144,8 @@ class Collector:
             if not stored.felt:  # no gradient came back to it yet
                 continue
             c = sum(float(value) for value, _ in stored.felt)
+            if not isfinite(c):  # gradients that a scaler will have skipped
+                continue
             source = "closed form" if all(exact for _, exact in stored.felt) else "estimated"
             found[item] = Sensitivity(c, stored.shape, source)
         return found

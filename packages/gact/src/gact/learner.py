@@ -112,7 +112,12 @@ class Learner:
             if collector is None or not self._returned or not collector.seen:
                 return
             self._learning = None
-        self.adopt(collector.sensitivities(), collector, self._settled)
+            found = collector.sensitivities()
+            if not found:  # no finite gradient: the next pass tries again
+                collector.release()
+                self._waiting = Collector(self._group_size)
+                return
+        self.adopt(found, collector, self._settled)
 
     def adopt(self, found: Mapping[str, Sensitivity], collector: Collector, settled: tuple[Settled, ...]) -> None:
         """Take new sensitivities and choose the bits.

@@ -88,7 +88,7 @@ def parse_size(text: str | int) -> int:
         >>> parse_size("1.5 KiB")
         1536
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", str(text))
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", str(text), re.ASCII)
     if match is None or match[2].upper() not in _UNITS:
         raise ValueError(f"{text!r} is no size: give bytes, or a number with a unit such as 500MB, 500MiB or 6GiB")
     return int(float(match[1]) * _UNITS[match[2].upper()])
