@@ -97,12 +97,11 @@ class Frame:
         if node.name().endswith("CopySlices"):  # a view changed in place: its operation's own node is inside, unseen
             self._keep_pending("a view changed in place")
             return
-        with _quiet(self._pending[0].tensor):
-            if self.stops_at_node and not is_known(node):  # written in C++ by somebody else, without names
-                mine = [("tensors", saved) for saved in self._pending]
-            else:
-                mine = [(name, saved) for name in saved_names(node) for saved in self._asked(node, name)]
-            self._settle_all(node, mine)
+        if self.stops_at_node and not is_known(node):  # written in C++ by somebody else, without names
+            mine = [("tensors", saved) for saved in self._pending]
+        else:
+            mine = [(name, saved) for name in saved_names(node) for saved in self._asked(node, name)]
+        self._settle_all(node, mine)
 
     def record_input(self, tensor: Tensor, bits: int, nbytes: int) -> None:
         """Put on record that a checkpointed block keeps an input at few bits.
@@ -201,7 +200,8 @@ class Frame:
         treatment = self.plan.rules.treatment(node_name, name, module, variant(node))
         reason, form = self._why_exact(saved, tensor), None
         if not reason:
-            form, reason = self._form(node, saved, tensor, treatment, key, largest, shapes)
+            with _quiet(tensor):
+                form, reason = self._form(node, saved, tensor, treatment, key, largest, shapes)
         if form is None and saved.constant and reason != "parameter":
             kept = node if self.plan.collector is not None or treatment.form == BRANCH else None
             place = tensor.untyped_storage()._cdata
@@ -336,8 +336,12 @@ class Frame:
 
 
 @contextmanager
-def _quiet(tensor: Tensor | None) -> Iterator[None]:
+def _quiet(tensor: Tensor) -> Iterator[None]:
     """Arithmetic that leaves no trace and is done as written."""
-    device = "cpu" if tensor is None else tensor.device.type
-    with torch.no_grad(), torch._C.DisableTorchFunction(), torch.autocast(device, enabled=False):
-        yield
+    device = tensor.device.type
+    with torch.no_grad(), torch._C.DisableTorchFunction():
+        if not torch.is_autocast_enabled(device):
+            yield
+            return
+        with torch.autocast(device, enabled=False):
+            yield
