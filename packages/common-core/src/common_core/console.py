@@ -5,6 +5,7 @@ Progress goes to standard error and answers to standard output, so that a pipe r
 
 import time
 from collections.abc import Callable, Sequence
+from io import StringIO
 from types import TracebackType
 from typing import Self
 
@@ -49,6 +50,29 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[RenderableType]], titl
     for row in rows:
         made.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
     return made
+
+
+def as_text(parts: Sequence[RenderableType], width: int = 200) -> str:
+    """Tables and sentences as plain text.
+
+    Args:
+        parts: What a console could print; text is taken literally.
+        width: Columns at most.
+
+    Returns:
+        Lines, each ended.
+
+    Example:
+        >>> print(as_text([table(["name", "bytes"], [["x", "16"]]), "one [row]"]), end="")
+        name  bytes
+        x     16
+        one [row]
+    """
+    out = StringIO()
+    console = Console(file=out, width=width, highlight=False, color_system=None)
+    for part in parts:
+        console.print(Text(part) if isinstance(part, str) else part)
+    return "".join(f"{line.rstrip()}\n" for line in out.getvalue().splitlines())
 
 
 def duration(seconds: float | None) -> str:

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
-from io import StringIO
 from typing import Any
 
 import torch
@@ -80,13 +79,9 @@ class Census:
         Args:
             most: Saved tensors shown, the largest first.
         """
-        from rich.console import Console
+        from common_core.console import as_text
 
-        out = StringIO()
-        console = Console(file=out, width=200, highlight=False)
-        for part in self.tables(most=most):
-            console.print(part)
-        return out.getvalue()
+        return as_text(self.tables(most=most))
 
     def tables(self, *, most: int = _ROWS) -> list[Any]:
         """Return the summary and the tables, for a rich console.

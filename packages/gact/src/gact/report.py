@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
-from io import StringIO
 from typing import Any, SupportsFloat
 
 from gact.capture import INPUT_FORM, Settled
@@ -99,18 +98,10 @@ class Report:
         Args:
             all_rows: False leaves out what is outside or small.
         """
-        from rich.console import Console
-
-        from common_core.console import table
+        from common_core.console import as_text, table
 
         shown = [r for r in self.rows if all_rows or r.plain_bytes or r.nbytes]
-        out = Console(file=StringIO(), width=220, highlight=False)
-        out.print(table(_COLUMNS, [_cells(row) for row in shown]))
-        out.print(self.summary())
-        for note in self.notes:
-            out.print(note)
-        assert isinstance(out.file, StringIO)
-        return out.file.getvalue()
+        return as_text([table(_COLUMNS, [_cells(row) for row in shown]), self.summary(), *self.notes], width=220)
 
     def summary(self) -> str:
         """One line: bytes before and after."""
