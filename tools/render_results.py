@@ -89,7 +89,7 @@ def footnote(device: Any, versions: Mapping[str, Any], notes: str) -> str:
 
 def side(row: Mapping[str, Any], name: str, who: str | None = None) -> str:
     """Return one side of a comparison: its figure, its interval where it has one, and who it is."""
-    if row.get(name) is None:
+    if row[name] is None:
         return "–"
     text = quantity(float(row[name]), row.get("unit", ""))
     if row.get(f"{name}_interval") is not None:

@@ -17,14 +17,14 @@ from workspace import ROOT, packages
 
 @pytest.fixture
 def copy(workspace: Path) -> Path:
-    """The workspace's sources with a second method, ``gact``, so that there is a sibling to import."""
+    """The workspace's sources with a second method, ``sample``, so that there is a sibling to import."""
     for name in ("pyproject.toml", "mkdocs.yml", "LICENSE", "README.md", "CHANGELOG.md"):
         shutil.copyfile(ROOT / name, workspace / name)
     for member in packages():
         folder = workspace / "packages" / member.folder.name
         shutil.copytree(member.folder / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copyfile(member.folder / "pyproject.toml", folder / "pyproject.toml")
-    new_package.create(workspace, NewPackage("gact", distribution="gact", title="A second method", paper="None, 2026"))
+    new_package.create(workspace, NewPackage("sample", distribution="sample", title="A second method", paper="None, 2026"))
     return workspace
 
 
@@ -59,8 +59,8 @@ def test_the_contracts_hold(copy: Path) -> None:
     [
         ("common_core.timing", "torch"),
         ("common_core.stats", "matplotlib"),
-        ("hieropo.ope", "gact"),
-        ("gact.solver", "hieropo"),
+        ("hieropo.ope", "sample"),
+        ("sample.solver", "hieropo"),
         ("common_core.records", "hieropo"),
         ("hieropo.posterior", "hieropo.claims"),
         ("hieropo.posterior", "hieropo.theory"),

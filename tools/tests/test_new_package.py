@@ -166,12 +166,12 @@ def test_nothing_else_in_the_root_changes(skeleton: Path) -> None:
         (described("tools"), "a part of the workspace"),
         (described("hieropo"), "packages/hieropo exists"),
         (described("repertory"), "a part of the workspace"),
-        (described("gact", distribution="poet"), "taken by a stranger; use repertory-poet"),
-        (described("gact", distribution="hieropo"), "packages/hieropo is distributed as 'hieropo'"),
-        (described("gact", distribution="G.act"), "the distribution name 'G.act'"),
-        (described("gact", title='A "title"'), "the title"),
-        (described("gact", title="A title."), "without quotes, backslashes, percent signs and a full stop"),
-        (described("gact", paper=" "), "the paper"),
+        (described("sample", distribution="poet"), "taken by a stranger; use repertory-poet"),
+        (described("sample", distribution="hieropo"), "packages/hieropo is distributed as 'hieropo'"),
+        (described("sample", distribution="G.act"), "the distribution name 'G.act'"),
+        (described("sample", title='A "title"'), "the title"),
+        (described("sample", title="A title."), "without quotes, backslashes, percent signs and a full stop"),
+        (described("sample", paper=" "), "the paper"),
     ],
 )
 def test_a_name_that_is_not_allowed_is_refused_and_nothing_written(
@@ -193,7 +193,7 @@ def test_a_workspace_without_a_place_for_it_is_refused(skeleton: Path, file: str
     (skeleton / file).write_text("[project]\n", encoding="utf-8")
     before = contents(skeleton)
     with pytest.raises(new_package.PackageError, match=file):
-        new_package.create(skeleton, described("gact"))
+        new_package.create(skeleton, described("sample"))
     assert contents(skeleton) == before
 
 
@@ -210,9 +210,9 @@ def test_an_error_while_writing_takes_everything_back(skeleton: Path, monkeypatc
 
     monkeypatch.setattr(new_package, "replace_text", fail_at_third)
     with pytest.raises(OSError, match="no space left"):
-        new_package.create(skeleton, described("gact"))
+        new_package.create(skeleton, described("sample"))
     assert contents(skeleton) == before
-    assert not (skeleton / "docs" / "packages" / "gact").is_symlink()
+    assert not (skeleton / "docs" / "packages" / "sample").is_symlink()
 
 
 def test_the_command_says_why(capsys) -> None:
