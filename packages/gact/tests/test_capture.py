@@ -241,6 +241,21 @@ def test_exact_widths_and_small_and_sharded_tensors_say_why():
     assert (sharded.reason, sharded.outside) == ("parameter", True)
 
 
+def test_a_small_view_does_not_keep_its_large_storage():
+    x = torch.randn(256, 256, requires_grad=True)
+
+    def function():
+        h = x.neg()
+        return h[0].exp() * h[0], h[:, :1] * h[:, 1:2]
+
+    settled, (y, z) = run(function, min_bytes=4096)
+    copies = [s for s in settled if s.storage_bytes == 4 * 256 * 256]
+    assert [(s.form, s.reason, s.nbytes) for s in copies] == [("exact copy", "small", 1024)] * 3
+    found = torch.autograd.grad(y.sum() + z.sum(), x)[0]
+    y, z = function()
+    assert torch.equal(found, torch.autograd.grad(y.sum() + z.sum(), x)[0])
+
+
 def test_what_another_operation_keeps_exact_is_not_stored_beside():
     x = torch.rand(64, requires_grad=True)
     settled, _ = run(lambda: (lambda h: h.log() + h * h)(x.neg().neg() + 1))

@@ -299,8 +299,9 @@ def test_bytes_are_what_the_graph_holds(case):
             report = comp.report()
             gradients(model, loss)
         assert report.saved_bytes == held
-        assert (report.saved_bytes == report.plain_bytes) == (rules == EXACT)
         assert report.saved_bytes <= report.plain_bytes
+        if not isinstance(model, Recurrent):  # whose small views keep no more than themselves even so
+            assert (report.saved_bytes == report.plain_bytes) == (rules == EXACT)
     with PeakMeter(alive=(model, x)) as meter:
         loss = loss_of(model, x)
         held = meter.held_bytes(excluding=(loss, parameters))

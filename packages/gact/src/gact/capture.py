@@ -19,7 +19,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from gact import kernels
 from gact.allocation import RAW
 from gact.counter_rng import stream_key
-from gact.forms import Affine, Coded, Form, Levels, Raw, Shape, Through, View, two_values, version_of
+from gact.forms import Affine, Coded, Copy, Form, Levels, Raw, Shape, Through, View, two_values, version_of
 from gact.geometry import flatten, owners
 from gact.ledger import affine_bytes
 from gact.nodes import FOREIGN, is_custom, is_known, packs_with, read_saved, saved_names, variant
@@ -235,6 +235,8 @@ class Frame:
         address = storage._cdata
         if address not in self._storages:
             self._storages[address] = StorageWeakRef(storage)  # keeps the address from being given to another
+        if form is None and reason == "small" and self._pins(saved, tensor, address):
+            form = self._once(tensor, "copy", key, Copy)
         if form is None:
             form = Raw(tensor, saved.version)
             self._raw[address] = weakref.ref(form)
@@ -248,6 +250,14 @@ class Frame:
         )  # fmt: skip
         self.settled.append(settled)
         return settled
+
+    def _pins(self, saved: Saved, tensor: Tensor, address: int) -> bool:
+        """Whether keeping a small view would keep a storage that could go: one row of a large activation."""
+        alive = self._raw.get(address)
+        if saved.constant or version_of(tensor) != saved.version or (alive is not None and alive() is not None):
+            return False
+        whole = tensor.untyped_storage().nbytes()
+        return whole >= self.plan.min_bytes and 2 * tensor.numel() * tensor.element_size() < whole
 
     def _form(
         self,

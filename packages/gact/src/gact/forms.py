@@ -76,6 +76,26 @@ class Raw(Form):
             return self._tensor.numel() * self._tensor.element_size()
 
 
+@final
+class Copy(Form):
+    """Numbers copied out of a storage that need not stay, exact."""
+
+    __slots__ = ("_flat", "bits")
+    name = "exact copy"
+
+    def __init__(self, flat: Tensor) -> None:
+        self._flat, self.bits = flat.clone(), 8.0 * flat.element_size()
+
+    def decode(self) -> Tensor:
+        """Return the numbers as a line."""
+        return self._flat
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the copy."""
+        return self._flat.numel() * self._flat.element_size()
+
+
 class Coded(Form):
     """A form that can show codes of the per-group affine quantiser."""
 
