@@ -24,7 +24,9 @@ def copy(workspace: Path) -> Path:
         folder = workspace / "packages" / member.folder.name
         shutil.copytree(member.folder / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copyfile(member.folder / "pyproject.toml", folder / "pyproject.toml")
-    new_package.create(workspace, NewPackage("sample", distribution="sample", title="A second method", paper="None, 2026"))
+    new_package.create(
+        workspace, NewPackage("sample", distribution="sample", title="A second method", paper="None, 2026")
+    )
     return workspace
 
 

@@ -23,17 +23,19 @@ class Size:
         dtype: Their type in plain training.
         least_bits: Fewest bits that the operations which read it allow.
         extra: Bytes beside the codes at any width: classes of numbers on both sides of a jump.
+        storage: Bytes that stay if the plain numbers are kept: all of a storage of which they may be a slice.
     """
 
     numel: int
     dtype: torch.dtype
     least_bits: int = 1
     extra: int = 0
+    storage: int = 0
 
     def nbytes(self, bits: int, group_size: int) -> int:
         """Bytes at a width, or of the plain numbers for `RAW`."""
         if bits == RAW:
-            return self.numel * self.dtype.itemsize
+            return max(self.numel * self.dtype.itemsize, self.storage)
         return affine_bytes(self.numel, bits, group_size, self.dtype) + self.extra
 
 

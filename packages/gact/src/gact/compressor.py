@@ -15,7 +15,7 @@ from torch import Tensor
 from common_core.memory import PeakMeter
 from gact import distributed
 from gact.affine import BITS, GROUP_SIZES
-from gact.allocation import RAW, Allocation
+from gact.allocation import RAW, Allocation, AllocationError
 from gact.arena import Arenas
 from gact.calibration import BASE_BITS, Probe, probe_sensitivities, undisturbed
 from gact.capture import Frame, Plan, Settled
@@ -98,6 +98,7 @@ class ActivationCompressor:
         compiled: bool | None = None,
     ) -> None:
         _check(model, group_size, min_bytes, guard, nonfinite)
+        _check_more(offload, seed)
         self.target = parse_target(bits)
         self.rules = rules if isinstance(rules, Rules) else Rules(rules)
         self.group_size, self.min_bytes, self.seed = group_size, min_bytes, seed
@@ -146,6 +147,8 @@ class ActivationCompressor:
         with self._lock:
             if settled:
                 self._last = settled
+        if settled:
+            self._learner.passed(settled)
         if not self._warned and any(s.operation == "CompiledFunction" for s in settled or ()):
             self._warned = True
             warnings.warn(
@@ -231,6 +234,10 @@ class ActivationCompressor:
             raise RuntimeError("calibrate runs a pass of its own: call it outside of `with compressor:`")
         if width not in BITS[:-1] or draws < 1:
             raise ValueError(f"width={width}, draws={draws}: give a width of 1, 2 or 4 and at least one draw")
+        if not callable(closure):
+            raise TypeError(
+                f"closure is a {type(closure).__name__}; give a function that runs the model and returns the loss"
+            )
         probe = Probe(width, self.group_size, self._noise)
         collector = Collector(self.group_size)
         frame = Frame(self._plan(collector, probe), 0, HAS_CREATION_HOOK)
@@ -274,8 +281,15 @@ class ActivationCompressor:
             last = self._last
         if not last:
             raise RuntimeError("nothing saved yet: run a forward pass inside `with compressor:` first")
-        self._learner.refresh()
-        return build_report(last, self._learner.sensitivities, (*self._learner.notes(), *notes))
+        said = []
+        try:
+            self._learner.refresh()
+        except AllocationError as error:  # the next pass raises it
+            said.append(str(error))
+        said += self._learner.notes()
+        if self._compiled is not None and self._compiled.traced:
+            said.append(f"{len(self._compiled.traced)} tensors that compiled graphs save are not in this table")
+        return build_report(last, self._learner.sensitivities, (*said, *notes))
 
     def state_dict(self) -> dict[str, Any]:
         """Return bits, sensitivities and the counter of the rounding noise as plain data."""
@@ -297,6 +311,12 @@ class ActivationCompressor:
             self._invocation = int(state["invocation"])
 
     # -- inside -----------------------------------------------------------------------------------------------------
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "a compressor belongs to one model in one process: keep it out of what is copied or pickled, and use "
+            "state_dict() and load_state_dict() to go on elsewhere"
+        )
 
     def _alive(self) -> torch.nn.Module:
         model = self._model()
@@ -404,3 +424,10 @@ def _number(loss: Tensor | float) -> float:
 
 def _is_compiled(module: torch.nn.Module) -> bool:
     return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+
+
+def _check_more(offload: Any, seed: Any) -> None:
+    if offload is not None and not callable(getattr(offload, "put", None)):
+        raise TypeError(f"offload={offload!r}: give a gact.HostStore of the model's device, or None")
+    if not isinstance(seed, int):
+        raise TypeError(f"seed={seed!r}: give an integer")

@@ -4,7 +4,7 @@ import threading
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from math import nan
+from math import nan, prod
 from typing import Any, final
 
 import torch
@@ -57,6 +57,8 @@ class Learner:
         self._returned = False
         self._settled: tuple[Settled, ...] = ()
         self._sizes: dict[str, Size] = {}
+        self._shapes: dict[str, int] = {}
+        self._grown = False
         self._estimates: dict[str, float] = {}
         self._average = target.value if target.kind == "average" else None
         self.overhead: int | None = None
@@ -101,12 +103,36 @@ class Learner:
             else:
                 self._returned, self._settled = True, settled
 
+    def passed(self, settled: tuple[Settled, ...]) -> None:
+        """Take note of a pass that stored more numbers than the bits were chosen for: a larger batch.
+
+        Args:
+            settled: What it saved.
+        """
+        if self.target.kind not in ("bytes", "fit") or not self._shapes:
+            return
+        larger = {}
+        for s in settled:
+            before = self._shapes.get(s.key)
+            if s.key == s.item and before and prod(s.shape) > before:
+                size, times = self._sizes[s.key], prod(s.shape) / before
+                larger[s.key] = replace(size, numel=round(size.numel * times), storage=s.storage_bytes)
+                self._shapes[s.key] = prod(s.shape)
+        if larger:
+            with self._lock:
+                self._sizes, self._settled, self._grown = {**self._sizes, **larger}, settled, True
+
     def refresh(self) -> None:
-        """Choose the bits if a backward pass has told something new.
+        """Choose the bits if a backward pass has told something new, or the tensors have grown.
 
         Raises:
             AllocationError: If the budget cannot be met.
         """
+        with self._lock:
+            grown = self._grown
+        if grown:
+            self._allocate()  # if this fails, so it does at the next pass
+            self._grown = False
         with self._lock:
             collector = self._learning
             if collector is None or not self._returned or not collector.seen:
@@ -135,9 +161,16 @@ class Learner:
             self._settled = settled
         self.sensitivities = {**self.sensitivities, **{k: self._updated(k, new) for k, new in found.items()}}
         self._sizes = {
-            item: Size(stored.numel, stored.first.dtype, stored.least_bits, stored.extra(self._group_size))
+            item: Size(
+                stored.numel,
+                stored.first.dtype,
+                stored.least_bits,
+                stored.extra(self._group_size),
+                stored.first.storage_bytes,
+            )
             for item, stored in collector.stored.items()
         }
+        self._shapes = {item: prod(stored.first.shape) for item, stored in collector.stored.items()}
         self._estimates = {**self._estimates, **collector.estimates()}
         collector.release()
         self._allocate()
@@ -157,6 +190,12 @@ class Learner:
             return
         if self._sample is None:
             self._sample = CoordinateSample(model.named_parameters(), seed=self._seed)
+        if self.guard is not None and all(p.grad is None for p in model.parameters()):
+            warnings.warn(
+                "step() found no gradients for the guard to read: call it before zero_grad()",
+                GuardWarning,
+                stacklevel=3,
+            )
         self._sample.observe(scale)
         due = self._drift.update(nan if loss is None else loss, self._sample.norm_square**0.5)
         if self._anywhere(due):
