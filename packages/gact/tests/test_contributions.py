@@ -314,3 +314,29 @@ def test_estimates_rank_the_tensors_of_a_transformer(bench):
     for key in products:  # closed forms: 10 % is far more than 6 standard errors of 8 draws over 10⁴ parameters
         assert predicted[key] == pytest.approx(truth[key], rel=0.1)
     assert not math.isnan(sum(predicted.values()))
+
+
+def test_attention_written_out_is_estimated_like_any_softmax():
+    # TransformerEncoderLayer without a mask runs a softmax of another name; a gain of 1 for it, in place of the mean of
+    # p², made all that is upstream look a thousand times too important.
+    from gact import ActivationCompressor
+
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(64, 4, 256, dropout=0.1, batch_first=True, norm_first=True, activation="gelu")
+    model, x = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), torch.randn(32, 32, 64)
+    compressor = ActivationCompressor(model, bits="auto:4")
+
+    def loss():
+        return model(x).square().mean()
+
+    with compressor:
+        value = loss()
+    value.backward()
+    compressor.step()
+    estimated = compressor.sensitivities
+    compressor.calibrate(loss, width=4, draws=4)
+    probed = compressor.sensitivities
+    ratios = [estimated[k].c / probed[k].c for k in probed if probed[k].source == "probed" and "Softmax" not in k]
+    assert len(ratios) > 10
+    assert min(ratios) > 1 / 4
+    assert max(ratios) < 4

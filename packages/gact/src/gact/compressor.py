@@ -194,7 +194,7 @@ class ActivationCompressor:
         """Take note that an optimiser step is over: choose bits anew where something new is known.
 
         Optional. Without it, sensitivities are learnt once, from the first pass. With it, they are learnt again when
-        the loss or the gradient's norm has moved by more than a factor of two, and the guard can raise bits. Call it
+        the loss or the gradient's norm has moved by a quarter, and the guard can raise bits. Call it
         while the gradients are still there, before ``zero_grad``; it waits for the device once.
 
         Args:

@@ -49,6 +49,7 @@ SLOPES: dict[str, Callable[[Tensor], Tensor]] = {
     "Exp": torch.ones_like,
     "Mul": torch.ones_like,
     "Softmax": torch.ones_like,
+    "SafeSoftmax": torch.ones_like,
 }
 """s'(u), the derivative of the slope in what is saved, by the node's operation: the input, or the result where that is
 what autograd saves (tanh, sigmoid, exp, softmax)."""

@@ -185,6 +185,7 @@ _RULES: dict[str, Callable[[Any], list[float]]] = {
     "Mul": _times,
     "Div": _divided,
     "Softmax": _softmax,
+    "SafeSoftmax": _softmax,
     "ScaledDotProductFlashAttentionForCpu": _attention,
     "ScaledDotProductFlashAttention": _attention,
     "ScaledDotProductEfficientAttention": _attention,

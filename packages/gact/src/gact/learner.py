@@ -19,6 +19,7 @@ from gact.guard import CoordinateSample, Drift, decide
 from gact.report import build_report
 from gact.target import Target
 
+DRIFT = 1.25  # a move of the loss or of the gradient's norm by this factor calls for another look
 GUARD_STEP = 0.5  # bits on average, at a time
 
 
@@ -63,7 +64,7 @@ class Learner:
         self._average = target.value if target.kind == "average" else None
         self.overhead: int | None = None
         self._sample: CoordinateSample | None = None
-        self._drift = Drift()
+        self._drift = Drift(factor=DRIFT, decay=0.7, warmup=2)
         self._note = ""
 
     def width(self, key: str, least: int) -> int:
