@@ -112,9 +112,7 @@ class Frame:
             nbytes: That they take.
         """
         module, storage = self.modules[-1] if self.modules else "", tensor.untyped_storage()
-        base = f"{module}/{CHECKPOINT}.input"
-        key = f"{base}#{self._names[base]}"
-        self._names[base] += 1
+        key = self._key(module, CHECKPOINT, "input")
         self._storages.setdefault(storage._cdata, StorageWeakRef(storage))
         settled = Settled(
             key, key, module, CHECKPOINT, "input", Treatment(AFFINE, UNKNOWN), "", tuple(tensor.shape), tensor.dtype,

@@ -46,7 +46,6 @@ class Stored:
     numel: int
     users: list[Settled] = field(default_factory=list)
     shape: tuple[float, ...] = tuple(law(b) for b in BITS)
-    law_energy: float = 0.0
     felt: list[tuple[Tensor, bool]] = field(default_factory=list)  # c in the parameters' gradients, whether exact
 
     @property
@@ -70,18 +69,13 @@ class Collector:
 
     def __init__(self, group_size: int, exact_shape: bool = True) -> None:
         self.stored: dict[str, Stored] = {}
-        self.expected = self.seen = 0
+        self.seen = 0  # nodes that have been through a backward pass
         self._group_size, self._exact_shape = group_size, exact_shape
         self._profiles: dict[str, tuple[float, ...]] = {}
         self._numel: dict[str, int] = {}
         self._gains = ParameterGains()
         self._held: list[list[Any]] = []
         self._lock = threading.Lock()
-
-    @property
-    def complete(self) -> bool:
-        """Whether every node that was asked has been through a backward pass."""
-        return bool(self.stored) and self.seen >= self.expected
 
     def inspect(self, key: str, flat: Tensor) -> None:
         """Take note of a tensor about to be quantised."""
@@ -102,8 +96,6 @@ class Collector:
         if len(stored.users) == 1:
             self._shape(stored, low, high)
         seen = _as_seen(settled, form, low, high, self._group_size)
-        self.expected += 1
-
         held = [node]  # given up after the first call: a node that its own hook holds would live for ever
         self._held.append(held)
 
@@ -132,7 +124,6 @@ class Collector:
 
     def _shape(self, stored: Stored, low: Tensor, high: Tensor) -> None:
         energy = float(law_variance(low, high, stored.numel, self._group_size, 1))
-        stored.law_energy = energy
         exact = self._profiles.get(stored.first.item)
         if exact is not None and energy > 0:
             stored.shape = tuple(v / energy for v in exact)

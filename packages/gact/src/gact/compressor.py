@@ -97,8 +97,7 @@ class ActivationCompressor:
         process_group: Any = None,
         compiled: bool | None = None,
     ) -> None:
-        _check(model, group_size, min_bytes, guard, nonfinite)
-        _check_more(offload, seed)
+        _check(model, group_size, min_bytes, guard, nonfinite, offload, seed)
         self.target = parse_target(bits)
         self.rules = rules if isinstance(rules, Rules) else Rules(rules)
         self.group_size, self.min_bytes, self.seed = group_size, min_bytes, seed
@@ -405,7 +404,9 @@ class ActivationCompressor:
         )  # fmt: skip
 
 
-def _check(model: Any, group_size: int, min_bytes: int, guard: float | None, nonfinite: str) -> None:
+def _check(
+    model: Any, group_size: int, min_bytes: int, guard: float | None, nonfinite: str, offload: Any, seed: Any
+) -> None:
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model is a {type(model).__name__}; give the torch.nn.Module that is trained")
     if group_size not in GROUP_SIZES:
@@ -416,6 +417,10 @@ def _check(model: Any, group_size: int, min_bytes: int, guard: float | None, non
         raise ValueError(f"nonfinite={nonfinite!r}; allowed are 'propagate', 'raise' and 'exact'")
     if guard is not None and not guard > 0:
         raise ValueError(f"guard={guard}; give the largest share of the gradient's variance, such as 0.1, or None")
+    if offload is not None and not callable(getattr(offload, "put", None)):
+        raise TypeError(f"offload={offload!r}: give a gact.HostStore of the model's device, or None")
+    if not isinstance(seed, int):
+        raise TypeError(f"seed={seed!r}: give an integer")
 
 
 def _number(loss: Tensor | float) -> float:
@@ -424,10 +429,3 @@ def _number(loss: Tensor | float) -> float:
 
 def _is_compiled(module: torch.nn.Module) -> bool:
     return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
-
-
-def _check_more(offload: Any, seed: Any) -> None:
-    if offload is not None and not callable(getattr(offload, "put", None)):
-        raise TypeError(f"offload={offload!r}: give a gact.HostStore of the model's device, or None")
-    if not isinstance(seed, int):
-        raise TypeError(f"seed={seed!r}: give an integer")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gact import sensitivity
 from gact.elementwise import SLOPES, elementwise, energy_of_groups, relative
-from gact.gains import operation
+from gact.rules import operation
 from gact.variance import range_energy
 
 __all__ = ["Contribution", "Saved", "contributions"]
@@ -90,7 +90,7 @@ def contributions(node: Any, saved: Saved, grad_inputs: Gradients, grad_outputs:
         gradient's energy times the relative noise of the tensor.
     """
     grad = grad_outputs[0] if grad_outputs else None
-    name = operation(node)
+    name = operation(node.name())
     rule = _elementwise if name in SLOPES else _RULES.get(name)
     asked = [edge for edge, (parent, _) in enumerate(node.next_functions) if parent is not None]
     if prod(saved.size) == 0:
@@ -139,7 +139,7 @@ def _convolution(node: Any, saved: Saved, grad: Tensor) -> list[Contribution] | 
 
 
 def _elementwise(node: Any, saved: Saved, grad: Tensor) -> list[Contribution]:
-    name = operation(node)
+    name = operation(node.name())
     edge = 1 if name == "Mul" and saved.name == "self" else 0  # noise in one factor goes to the other's gradient
     if tuple(grad.shape) == saved.size:
         energy = energy_of_groups(saved.flat(grad), saved.group_size)

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from gact.nodes import FOREIGN
+from gact.rules import operation
 
-__all__ = ["ParameterGains", "operation"]
+__all__ = ["ParameterGains"]
 
 _SLOPES = {  # mean of φ'(x)² for standard normal x
     "Gelu": 0.456, "Silu": 0.379, "Mish": 0.455, "Relu": 0.5, "Threshold": 0.5, "LeakyRelu": 0.5, "Elu": 0.568,
@@ -87,22 +88,10 @@ class ParameterGains:
         edges = [0.0 if parent is None else self._known[parent] for parent, _ in node.next_functions]
         if not any(edges):
             return 0.0
-        name = operation(node)
+        name = operation(node.name())
         rule = None if FOREIGN in node.metadata else _RULES.get(name)
         gains = [_SLOPES.get(name, 1.0)] * len(edges) if rule is None else rule(node)
         return sum(gain * kappa for gain, kappa in zip(gains, edges, strict=True) if kappa)
-
-
-def operation(node: Any) -> str:
-    """A node's name without its suffix.
-
-    Args:
-        node: A node of the graph.
-
-    Returns:
-        Such as ``"Addmm"`` of ``AddmmBackward0``.
-    """
-    return node.name().rsplit("::", 1)[-1].partition("Backward")[0]
 
 
 def _mean_square(tensor: Tensor | None) -> float:
