@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from types import MappingProxyType
+from typing import final
 
 from poet.graph import Graph, Op, Phase, Value
 
@@ -33,6 +34,7 @@ _LINEAR = "FLOPs of a linear layer ignore the batch and the sequence length"
 _BATCH = "the batch size was accepted and ignored; here another one than 1 is refused"
 
 
+@final
 @dataclass(frozen=True)
 class _Layer:
     kind: str
@@ -41,6 +43,7 @@ class _Layer:
     inputs: tuple[int, ...]
 
 
+@final
 class _Net:
     """Layers in the order of writing; every method adds one and returns its index."""
 
