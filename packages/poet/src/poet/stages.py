@@ -251,5 +251,5 @@ class Best:
             infeasible = complete or bound == inf
             return Found(Status.INFEASIBLE if infeasible else Status.UNKNOWN, None, bound, engine, seconds)
         bound = min(bound, self.cost)
-        closed = self.cost - bound <= limits.gap * base + 1e-12 * self.cost
+        closed = self.cost - bound <= max(limits.gap, 1e-9) * base
         return Found(Status.OPTIMAL if closed else Status.FEASIBLE, self.events, bound, engine, seconds)
