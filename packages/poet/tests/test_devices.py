@@ -84,6 +84,7 @@ def test_transfers_are_whole_blocks():
     assert flash.write_seconds(513) == flash.write_latency + 1024 / flash.write_throughput
 
 
+@pytest.mark.property
 @given(st.integers(0, 2**40), st.integers(1, 4096), st.sampled_from([1.0, 0.5, 0.25, 0.125]))
 def test_stored_bytes_are_the_least_blocks_that_hold_the_copy(size, block, ratio):
     stored = Tier("t", 0.0, 1.0, 0.0, 1.0, block=block, ratio=ratio).stored(size)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from functools import cache
+from itertools import pairwise
 
 import jaxtyping
 import pytest
@@ -126,6 +127,7 @@ def test_a_perceptron_by_hand():
     assert graph.static.inputs == 2 * 4 * 4 + 2 * 8
 
 
+@pytest.mark.property
 @given(
     st.integers(1, 50),
     st.lists(st.integers(1, 60), min_size=2, max_size=6),
@@ -135,7 +137,7 @@ def test_closed_forms_of_perceptrons(batch, sizes, itemsize):
     graph = zoo.mlp(batch, sizes, itemsize=itemsize)
     hidden, classes = sum(sizes[1:-1]), sizes[-1]
     assert graph.forward_bytes == itemsize * (batch * (2 * hidden + 2 * classes) + 1)
-    products = sum(a * b for a, b in zip(sizes, sizes[1:], strict=False))
+    products = sum(a * b for a, b in pairwise(sizes))
     assert graph.static.parameters == itemsize * (products + hidden + classes)
     flops = sum(op.flops for op in graph.ops if op.kind.startswith("linear"))
     assert flops == 2 * batch * (3 * products - sizes[0] * sizes[1])  # the first layer's input wants no gradient
