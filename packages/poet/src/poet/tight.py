@@ -5,7 +5,12 @@ that say when a value may be freed become
 
 $$F_{tvk} \le R_{tk}, \qquad F_{tvk} + S_{t+1,v} \le 1, \qquad F_{tvk} + R_{tj} \le 1 \text{ for later readers } j$$
 
-F is then integral by itself, and continuous. Several tiers, copies in RAM and tiers of limited size are covered: copies
+F is then integral by itself, and continuous. Further rows change no integral point: of all frees of a value in a stage and
+its staying in RAM, at most one happens, and only to what is there,
+
+$$\sum_k F_{tvk} + S_{t+1,v} \le 1, \qquad \sum_k F_{tvk} + S_{t+1,v} \le S_{tv} + R_{tv} + I_{tv}$$
+
+without which fractional points free a value more often than they hold it. Several tiers, copies in RAM and tiers of limited size are covered: copies
 take their room from the stage in which they are made to the one in which they are last read.
 
 The relaxation bounds the paper's class (`STAGES`), which is smaller than `poet.schedule.FRONTIER`: there a page-in may
@@ -264,11 +269,31 @@ def _frees(
     there = (np.arange(T)[:, None] > op[None, :]) & (at.run[:, op] != NONE) & (problem.sizes[value] > 0)[None, :]
     F = lp.variables(there, integral=False)
     lp.rows([(1, F[there]), (-1, at.run[:, op][there])], upper=0.0)
-    lp.rows([(1, F[there]), (1, at.ram[1:, value][there])], upper=1.0)
-    number, later = _pairs([[j for j in graph.users[v] if j > k] for v, k in pair.tolist()])
-    both = (F[:, number] != NONE) & (at.run[:, later] != NONE)
-    lp.rows([(1, F[:, number][both]), (1, at.run[:, later][both])], upper=1.0)
+    _once(lp, problem, at, F, pair)
     return F, pair, padded
+
+
+def _once(lp: Builder, problem: Problem, at: Places, F: Int[np.ndarray, "T P"], pair: Int[np.ndarray, "P 2"]) -> None:
+    """Of the frees of a value in a stage, and its staying, at most one happens; none before a later reader."""
+    graph = problem.graph
+    producer = np.array(graph.producer)
+    of: list[list[int]] = [[] for _ in graph.values]
+    for p, v in enumerate(pair[:, 0].tolist()):
+        of[v].append(p)
+    width = max(map(len, of))
+    padded = np.array([[*numbers, *[len(pair)] * (width - len(numbers))] for numbers in of])
+    frees = np.append(F, np.full((len(F), 1), NONE), axis=1)[:, padded]  # stage, value, one column a pair
+    some = (frees != NONE).any(axis=2)
+    made, ram, stays = at.run[:, producer][some], at.ram[:-1][some], at.ram[1:][some]
+    reads = np.moveaxis(at.read, 1, 2)[some]
+    lp.rows([(1, frees[some]), (1, stays)], upper=1.0)
+    lp.rows([(1, frees[some]), (-1, ram), (-1, made)], upper=0.0)
+    lp.rows([(1, frees[some]), (1, stays), (-1, ram), (-1, made), (-1, reads)], upper=0.0)
+    value, reader = _pairs(graph.users)
+    earlier = np.append(pair[:, 1], len(graph.ops))[padded[value]] < reader[:, None]
+    before = np.where(earlier[None], frees[:, value], NONE)
+    both = (before != NONE).any(axis=2) & (at.run[:, reader] != NONE)
+    lp.rows([(1, before[both]), (1, at.run[:, reader][both])], upper=1.0)
 
 
 def _copies_in_ram(
