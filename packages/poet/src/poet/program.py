@@ -1,0 +1,423 @@
+"""A training step as operators on storages: what `poet.Graph` describes, ready to run."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, final
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import TreeSpec, tree_flatten
+
+from poet.graph import Graph
+from poet.trace_layout import Layout, flat, kept, reader
+
+Gradients = Literal["keep", "static", "apply"]
+Memory = dict[int, Tensor]
+"""The values in RAM: each is a tensor on the value's storage."""
+
+
+class SignatureError(ValueError):
+    """Inputs that differ from those that the program was traced with."""
+
+
+class LayoutError(RuntimeError):
+    """An operator gave a tensor that lies otherwise than tracing without data had foretold."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Arg:
+    """A tensor argument of an instruction.
+
+    Attributes:
+        slot: Where the storage is in the operation's frame.
+        layout: How it is read.
+        base: How it is kept.
+    """
+
+    slot: int
+    layout: Layout
+    base: Layout
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A result of an instruction.
+
+    Attributes:
+        position: Where it stands among the results; None if it is the only one.
+        slot: Where it goes in the frame.
+        layout: How it lies in its storage.
+        base: How it is kept.
+    """
+
+    position: int | None
+    slot: int
+    layout: Layout
+    base: Layout
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Instruction:
+    """An operator, with where its arguments come from and where its results go.
+
+    Attributes:
+        func: The operator.
+        args: Arguments, with `Arg` for every tensor.
+        kwargs: The same by name.
+        results: New storages.
+        dead: Slots that nothing in the operation needs afterwards.
+    """
+
+    func: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    results: tuple[Result, ...]
+    dead: tuple[int, ...]
+
+
+@final
+@dataclass(frozen=True)
+class Code:
+    """What an operation of the graph does.
+
+    Attributes:
+        slots: Length of its frame.
+        values: Slots of the values it reads, and their indices.
+        externals: Slots of what was there before the step, and their indices.
+        instructions: What runs, in order.
+        stores: Slots of the values it makes, and their indices.
+        random: Devices whose random numbers it draws.
+    """
+
+    slots: int
+    values: tuple[tuple[int, int], ...]
+    externals: tuple[tuple[int, int], ...]
+    instructions: tuple[Instruction, ...]
+    stores: tuple[tuple[int, int], ...]
+    random: tuple[torch.device, ...]
+    run: Callable[[list[Any]], None] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Prepare the instructions: nothing is looked up when they run."""
+        object.__setattr__(self, "run", _compile(self.instructions))
+
+
+@final
+@dataclass(frozen=True)
+class External:
+    """A tensor that is there before the step.
+
+    Attributes:
+        kind: `"parameter"`, `"buffer"`, `"input"`, `"constant"`, or `"literal"` (a constant made anew in each step).
+        name: Its name in the model; the index of an input.
+        layout: How it lies in its storage.
+        tensor: The tensor itself, of constants and literals.
+    """
+
+    kind: str
+    name: str
+    layout: Layout
+    tensor: Tensor | None = field(default=None, compare=False, repr=False)
+
+
+@final
+@dataclass(frozen=True)
+class Output:
+    """A tensor on a value, or on what was there before.
+
+    Attributes:
+        value: Index of the value; None if it is external.
+        external: Index of the external tensor; None if it is a value.
+        layout: How the storage is read.
+        base: How it is kept.
+    """
+
+    value: int | None
+    external: int | None
+    layout: Layout
+    base: Layout
+
+    def read(self, memory: Memory, externals: Sequence[Tensor]) -> Tensor:
+        """The tensor, sharing the storage."""
+        base = memory[self.value] if self.value is not None else externals[self.external or 0]
+        get = reader(self.layout, self.base)
+        return base if get is None else get(base)
+
+
+@final
+@dataclass(frozen=True)
+class Gradient:
+    """Where the gradient of a parameter comes from.
+
+    Attributes:
+        name: The parameter's name.
+        output: The gradient; None if the loss does not depend on the parameter.
+        consumer: The operation after whose first execution the gradient is used up, unless gradients are kept.
+    """
+
+    name: str
+    output: Output | None
+    consumer: int | None = None
+
+
+@final
+@dataclass(frozen=True)
+class Mutation:
+    """A tensor that the step changes: written once, when the step has ended.
+
+    Attributes:
+        external: Index of the tensor.
+        value: Index of the value that holds its new content.
+    """
+
+    external: int
+    value: int
+
+
+@final
+@dataclass(frozen=True)
+class Program:
+    """A traced training step.
+
+    Attributes:
+        graph: What the schedulers see.
+        model: The model, from which parameters and buffers are read at every step.
+        codes: What each operation of the graph does.
+        bases: Layout by which each value is kept.
+        externals: What is there before the step.
+        inputs: Layouts of the input tensors.
+        structure: How the inputs are nested.
+        plain: Inputs that are not tensors, by position; they were baked in.
+        loss: The loss.
+        gradients: The gradient of each parameter that requires one.
+        mutations: Tensors that the step changes.
+        mode: What happens to gradients.
+    """
+
+    graph: Graph
+    model: nn.Module = field(compare=False, repr=False)
+    codes: tuple[Code, ...] = field(repr=False)
+    bases: tuple[Layout, ...] = field(repr=False)
+    externals: tuple[External, ...] = field(repr=False)
+    inputs: tuple[Layout, ...]
+    structure: TreeSpec = field(repr=False)
+    plain: Mapping[int, Any]
+    loss: Output = field(repr=False)
+    gradients: tuple[Gradient, ...] = field(repr=False)
+    mutations: tuple[Mutation, ...] = field(repr=False)
+    mode: Gradients = "keep"
+
+    def with_graph(self, graph: Graph) -> "Program":
+        """The same program with other sizes and durations.
+
+        Raises:
+            ValueError: If the graph has other operations or values.
+        """
+        shape = [(op.inputs, op.outputs) for op in graph.ops]
+        if shape != [(op.inputs, op.outputs) for op in self.graph.ops] or len(graph.values) != len(self.graph.values):
+            raise ValueError("the graph must have the same operations and values as the program's")
+        return replace(self, graph=graph)
+
+    def bind(self, *sample: Any) -> list[Tensor]:
+        """What is there before the step, for these inputs.
+
+        Args:
+            sample: Inputs and targets as given to `trace`.
+
+        Returns:
+            One tensor for each of `externals`, detached.
+
+        Raises:
+            SignatureError: If the inputs differ from those traced in nesting, shape, type, strides or device.
+        """
+        tensors = self._inputs(sample)
+        lookup = _Lookup(self.model)
+        bound = []
+        for external in self.externals:
+            if external.kind == "input":
+                bound.append(tensors[int(external.name)])
+            elif external.tensor is not None:
+                bound.append(external.tensor.detach())
+            else:
+                bound.append(_same(lookup(external.kind, external.name), external))
+        return bound
+
+    def run_op(self, i: int, memory: Memory, externals: Sequence[Tensor]) -> None:
+        """Execute operation `i`: read its inputs from the memory, and put its outputs there.
+
+        Args:
+            i: Index of the operation.
+            memory: The values in RAM; outputs still there are replaced.
+            externals: From `bind`.
+        """
+        code = self.codes[i]
+        frame: list[Any] = [None] * code.slots
+        for slot, v in code.values:
+            frame[slot] = memory[v]
+        for slot, e in code.externals:
+            frame[slot] = externals[e]
+        code.run(frame)
+        for slot, v in code.stores:
+            memory[v] = frame[slot]
+
+    def parameter(self, name: str) -> nn.Parameter:
+        """The parameter of that name."""
+        return _Lookup(self.model)("parameter", name)
+
+    def _inputs(self, sample: tuple[Any, ...]) -> list[Tensor]:
+        leaves, structure = tree_flatten(sample)
+        if structure != self.structure:
+            raise SignatureError(
+                f"the inputs are nested as {structure}, the program was traced with {self.structure}: trace it again "
+                "for other inputs"
+            )
+        tensors = []
+        for position, leaf in enumerate(leaves):
+            if position in self.plain:
+                if leaf is not self.plain[position] and leaf != self.plain[position]:
+                    raise SignatureError(
+                        f"input {position} is {leaf!r}; the program was traced with {self.plain[position]!r}, which "
+                        "is baked in: trace it again for another value"
+                    )
+                continue
+            tensors.append(_checked(leaf, self.inputs[len(tensors)], position))
+        return tensors
+
+
+def _checked(leaf: Any, layout: Layout, position: int) -> Tensor:
+    if not isinstance(leaf, Tensor):
+        raise SignatureError(f"input {position} must be a tensor as it was while tracing, got {type(leaf).__name__}")
+    leaf = leaf.detach()
+    got = Layout.of(leaf)
+    same = (got.shape, got.stride, got.dtype) == (layout.shape, layout.stride, layout.dtype)
+    if not same or got.device.type != layout.device.type:
+        raise SignatureError(
+            f"input {position} is {got} on {got.device}; the program was traced with {layout} on {layout.device}: "
+            "trace it again for other inputs"
+        )
+    return leaf
+
+
+def _same(tensor: Tensor, external: External) -> Tensor:
+    if not external.layout.fits(tensor):
+        raise SignatureError(
+            f"{external.kind} {external.name!r} is now {Layout.of(tensor)} on {tensor.device}, and was "
+            f"{external.layout} on {external.layout.device} while tracing: trace the model again"
+        )
+    return tensor.detach()
+
+
+class _Lookup:
+    """Parameters and buffers by name; modules are found once."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.modules: dict[str, nn.Module] = {}
+
+    def __call__(self, kind: str, name: str) -> Any:
+        path, _, leaf = name.rpartition(".")
+        if path not in self.modules:
+            self.modules[path] = self.model.get_submodule(path)
+        module = self.modules[path]
+        return module._parameters[leaf] if kind == "parameter" else module._buffers[leaf]
+
+
+def copy_storage(tensor: Tensor) -> Tensor:
+    """A copy of what is kept of a storage, lying alike."""
+    return torch.clone(tensor, memory_format=torch.preserve_format)
+
+
+def copy_whole(tensor: Tensor) -> Tensor:
+    """A copy of the whole storage of a tensor, as one dimension."""
+    return flat(tensor).clone()
+
+
+def _compile(instructions: Sequence[Instruction]) -> Callable[[list[Any]], None]:
+    steps = [_step(instruction) for instruction in instructions]
+    if len(steps) == 1:
+        return steps[0]
+
+    def run(frame: list[Any]) -> None:
+        for step in steps:
+            step(frame)
+
+    return run
+
+
+def _step(instruction: Instruction) -> Callable[[list[Any]], None]:
+    func, dead = instruction.func, instruction.dead
+    template = [_constant(a) for a in instruction.args]
+    readers = [(k, _reader(a)) for k, a in enumerate(instruction.args) if _has_tensor(a)]
+    named = {name: _constant(a) for name, a in instruction.kwargs.items()}
+    named_readers = [(name, _reader(a)) for name, a in instruction.kwargs.items() if _has_tensor(a)]
+    keep = _keeper(func, instruction.results)
+
+    def step(frame: list[Any]) -> None:
+        args, kwargs = template.copy(), named
+        for k, read in readers:
+            args[k] = read(frame)
+        if named_readers:
+            kwargs = {**named, **{name: read(frame) for name, read in named_readers}}
+        keep(func(*args, **kwargs), frame)
+        for slot in dead:
+            frame[slot] = None
+
+    return step
+
+
+def _keeper(func: Any, results: Sequence[Result]) -> Callable[[Any, list[Any]], None]:
+    """Puts the results of an operator into the frame."""
+    plan = [(r.position, r.slot, r.layout, r.base == r.layout) for r in results]
+
+    def keep(result: Any, frame: list[Any]) -> None:
+        for position, slot, layout, direct in plan:
+            tensor = result if position is None else result[position]
+            if not layout.fits(tensor):
+                raise LayoutError(
+                    f"{func} gave {Layout.of(tensor)} on {tensor.device} where tracing foretold {layout} on "
+                    f"{layout.device}: trace with fake=False"
+                )
+            frame[slot] = tensor if direct else flat(tensor)
+
+    return keep
+
+
+def _constant(argument: Any) -> Any:
+    return None if _has_tensor(argument) else argument
+
+
+def _has_tensor(argument: Any) -> bool:
+    return isinstance(argument, Arg) or (isinstance(argument, list | tuple) and any(_has_tensor(a) for a in argument))
+
+
+def _reader(argument: Any) -> Callable[[list[Any]], Any]:
+    if isinstance(argument, list | tuple):
+        parts = [_reader(a) if _has_tensor(a) else (lambda _frame, a=a: a) for a in argument]
+        return lambda frame: [part(frame) for part in parts]
+    slot, get = argument.slot, reader(argument.layout, argument.base)
+    if get is None:
+        return lambda frame: frame[slot]
+    return lambda frame: get(frame[slot])
+
+
+__all__ = [
+    "Arg",
+    "Code",
+    "External",
+    "Gradient",
+    "Gradients",
+    "Instruction",
+    "LayoutError",
+    "Memory",
+    "Mutation",
+    "Output",
+    "Program",
+    "Result",
+    "SignatureError",
+    "copy_storage",
+    "copy_whole",
+    "kept",
+]
