@@ -389,7 +389,7 @@ def _generator(device: torch.device) -> torch.Generator:
 def _without_autocast(program: Program) -> ExitStack:
     """Casts were recorded; a context around the step must not add any."""
     stack = ExitStack()
-    for kind in {layout.device.type for layout in program.bases}:
+    for kind in filter(torch.is_autocast_enabled, {layout.device.type for layout in program.bases}):
         stack.enter_context(torch.autocast(kind, enabled=False))
     return stack
 

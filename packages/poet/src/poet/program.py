@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal, final
 
 import torch
@@ -90,6 +91,7 @@ class Code:
         instructions: What runs, in order.
         stores: Slots of the values it makes, and their indices.
         random: Devices whose random numbers it draws.
+        grad: Whether gradients were enabled when it was recorded: some kernels save more then.
     """
 
     slots: int
@@ -98,6 +100,7 @@ class Code:
     instructions: tuple[Instruction, ...]
     stores: tuple[tuple[int, int], ...]
     random: tuple[torch.device, ...]
+    grad: bool
     run: Callable[[list[Any]], None] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -210,6 +213,10 @@ class Program:
     mutations: tuple[Mutation, ...] = field(repr=False)
     mode: Gradients = "keep"
 
+    @cached_property
+    def _lookup(self) -> "_Lookup":
+        return _Lookup(self.model)
+
     def with_graph(self, graph: Graph) -> "Program":
         """The same program with other sizes and durations.
 
@@ -234,7 +241,7 @@ class Program:
             SignatureError: If the inputs differ from those traced in nesting, shape, type, strides or device.
         """
         tensors = self._inputs(sample)
-        lookup = _Lookup(self.model)
+        lookup = self._lookup
         bound = []
         for external in self.externals:
             if external.kind == "input":
@@ -259,13 +266,19 @@ class Program:
             frame[slot] = memory[v]
         for slot, e in code.externals:
             frame[slot] = externals[e]
-        code.run(frame)
+        before = torch.is_grad_enabled()
+        torch._C._set_grad_enabled(code.grad)
+        try:
+            with torch._C._AutoDispatchBelowAutograd():  # where the operators were recorded
+                code.run(frame)
+        finally:
+            torch._C._set_grad_enabled(before)
         for slot, v in code.stores:
             memory[v] = frame[slot]
 
     def parameter(self, name: str) -> nn.Parameter:
         """The parameter of that name."""
-        return _Lookup(self.model)("parameter", name)
+        return self._lookup("parameter", name)
 
     def _inputs(self, sample: tuple[Any, ...]) -> list[Tensor]:
         leaves, structure = tree_flatten(sample)
@@ -315,13 +328,13 @@ class _Lookup:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.modules: dict[str, nn.Module] = {}
+        self.modules: dict[str, tuple[nn.Module, str]] = {}
 
     def __call__(self, kind: str, name: str) -> Any:
-        path, _, leaf = name.rpartition(".")
-        if path not in self.modules:
-            self.modules[path] = self.model.get_submodule(path)
-        module = self.modules[path]
+        if name not in self.modules:
+            path, _, leaf = name.rpartition(".")
+            self.modules[name] = self.model.get_submodule(path), leaf
+        module, leaf = self.modules[name]
         return module._parameters[leaf] if kind == "parameter" else module._buffers[leaf]
 
 
@@ -370,15 +383,17 @@ def _step(instruction: Instruction) -> Callable[[list[Any]], None]:
 
 def _keeper(func: Any, results: Sequence[Result]) -> Callable[[Any, list[Any]], None]:
     """Puts the results of an operator into the frame."""
-    plan = [(r.position, r.slot, r.layout, r.base == r.layout) for r in results]
+    plan = [(r.position, r.slot, r.layout, r.layout.stride, r.layout.dtype, r.base == r.layout) for r in results]
 
     def keep(result: Any, frame: list[Any]) -> None:
-        for position, slot, layout, direct in plan:
+        for position, slot, layout, stride, dtype, direct in plan:
             tensor = result if position is None else result[position]
-            if not layout.fits(tensor):
+            # its shape follows from the arguments
+            if tensor is None or tensor.stride() != stride or tensor.dtype is not dtype:
+                got = "nothing" if tensor is None else f"{Layout.of(tensor)} on {tensor.device}"
                 raise LayoutError(
-                    f"{func} gave {Layout.of(tensor)} on {tensor.device} where tracing foretold {layout} on "
-                    f"{layout.device}: trace with fake=False"
+                    f"{func} gave {got} where tracing without data foretold {layout} on {layout.device}: trace with "
+                    "fake=False"
                 )
             frame[slot] = tensor if direct else flat(tensor)
 

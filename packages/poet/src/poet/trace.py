@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from common_core.memory import storage_bytes
 from poet.graph import Static
 from poet.measure import measure as measure_program
-from poet.program import External, Gradient, Gradients, Mutation, Program
+from poet.program import External, Gradient, Gradients, LayoutError, Mutation, Program
 from poet.trace_layout import Layout
 from poet.trace_lower import RNG_STATE, Lowered, lower
 from poet.trace_record import ModulePaths, Origin, Recorder, Ref, TraceError, data_error
@@ -37,7 +37,7 @@ def trace(
     optimizer_bytes_per_parameter: float = 0.0,
     measure: bool = True,
     repeats: int = 3,
-    fake: bool = True,
+    fake: bool | None = None,
 ) -> Program:
     """Trace a training step: `loss = loss_fn(model(*inputs), *targets)` and its backward pass.
 
@@ -53,8 +53,9 @@ def trace(
         optimizer_bytes_per_parameter: State of the optimizer, in bytes per number; 8 for Adam in float32.
         measure: Whether to run the step `repeats` times with the sample for real bytes, durations and workspaces.
         repeats: How often every operation is timed.
-        fake: Whether to trace on stand-ins without data. Otherwise the step runs for real once, on copies of
-            parameters and buffers: for operators whose layouts the stand-ins get wrong.
+        fake: Whether to trace on stand-ins without data (each operator is tried by itself, on zeros, where that is
+            safe). Otherwise the step runs for real once, on copies of parameters and buffers: for operators that have
+            no stand-in, or a wrong one. None: for real only if measuring shows that a stand-in was wrong.
 
     Returns:
         The program; `.graph` is the graph.
@@ -74,14 +75,38 @@ def trace(
     """
     _check(model, loss_fn, sample, gradients)
     args = (_plain(sample[0]), _plain(sample[1])) if loss_fn is not None else (_plain(sample),)
+    step = _Step(model, loss_fn, args, gradients, float(optimizer_bytes_per_parameter))
+    program = _traced(step, fake is not False)
+    if not measure:
+        return program
+    try:
+        return program.with_graph(measure_program(program, *args, repeats=repeats))
+    except LayoutError:
+        if fake:
+            raise
+        program = _traced(step, False)
+        return program.with_graph(measure_program(program, *args, repeats=repeats))
+
+
+@final
+@dataclass(frozen=True)
+class _Step:
+    """What is to be traced."""
+
+    model: nn.Module
+    loss_fn: Callable[..., Any] | None
+    args: tuple[Any, ...]
+    gradients: Gradients
+    optimizer: float
+
+
+def _traced(step: _Step, fake: bool) -> Program:
     with ExitStack() as stack:
-        mode = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True)) if fake else None
-        run = _Run(model, loss_fn, args, mode, gradients)
-        if not fake:
-            devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
-            stack.enter_context(torch.random.fork_rng(devices=sorted(devices, key=str)))
-        program = run.trace(stack, float(optimizer_bytes_per_parameter))
-    return program.with_graph(measure_program(program, *args, repeats=repeats)) if measure else program
+        if fake:
+            return _Run(step, stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))).trace()
+        devices = {p.device for p in step.model.parameters() if p.device.type == "cuda"}
+        stack.enter_context(torch.random.fork_rng(devices=sorted(devices, key=str)))
+        return _Run(step, None).trace()
 
 
 def _check(model: nn.Module, loss_fn: Any, sample: Any, gradients: str) -> None:
@@ -110,20 +135,19 @@ def _plain(tree: Any) -> Any:
 class _Run:
     """One traced step."""
 
-    model: nn.Module
-    loss_fn: Callable[..., Any] | None
-    args: tuple[Any, ...]
+    step: _Step
     mode: FakeTensorMode | None
-    gradients: Gradients
 
     def __post_init__(self) -> None:
+        self.model, self.loss_fn = self.step.model, self.step.loss_fn
         convert = None if self.mode is None else self.mode.from_tensor
         self.recorder = Recorder(convert)
-        self.leaves, self.structure = tree_flatten(self.args)
+        self.leaves, self.structure = tree_flatten(self.step.args)
         self.state = self._adopt_state()
         self.inputs = self._adopt_inputs()
 
-    def trace(self, stack: ExitStack, optimizer: float) -> Program:
+    def trace(self) -> Program:
+        """Run and record the step."""
         recorder = self.recorder
         parameters = {n: self.state[n] for n, p in self.model.named_parameters() if p.requires_grad}
         with recorder, _explained(recorder), ModulePaths(recorder, self.model):
@@ -138,7 +162,7 @@ class _Run:
                     None if g is None else self._own(g, taken, parameters[n]) for n, g in zip(names, found, strict=True)
                 ]
         self._check_state()
-        return self._program(loss_ref, dict(zip(names, refs, strict=True)), optimizer)
+        return self._program(loss_ref, dict(zip(names, refs, strict=True)))
 
     def _loss(self) -> Tensor:
         tree = tree_unflatten(self.inputs, self.structure)
@@ -201,22 +225,22 @@ class _Run:
             if key not in self.recorder._known:
                 raise TraceError(f"the model replaces the memory of {name!r} (.data = ...), which cannot be scheduled")
 
-    def _program(self, loss: Ref, gradients: Mapping[str, Ref | None], optimizer: float) -> Program:
+    def _program(self, loss: Ref, gradients: Mapping[str, Ref | None]) -> Program:
         recorder = self.recorder
         changed = self._changed()
         outputs = [loss, *(g for g in gradients.values() if g is not None)]
         versions = [(ref.storage, ref.version) for ref in outputs] + list(changed.values())
         lowered = lower(recorder, versions)
         mutations = tuple(Mutation(e, lowered.value_of[version]) for e, version in changed.items())
-        found = tuple(_gradient(n, ref, lowered, recorder, self.gradients) for n, ref in gradients.items())
+        found = tuple(_gradient(n, ref, lowered, recorder, self.step.gradients) for n, ref in gradients.items())
         loss_output = lowered.output(loss, recorder)
         keep = {mutation.value for mutation in mutations} | {loss_output.value}
-        if self.gradients == "keep":
+        if self.step.gradients == "keep":
             keep |= {g.output.value for g in found if g.output is not None}
         graph = lowered.graph(
             type(self.model).__name__,
             (v for v in keep if v is not None),
-            self._static(lowered, optimizer),
+            self._static(lowered),
             ("traced; static buffers include the states of random generators that recomputation may need",),
         )
         tensors = [leaf for leaf in self.inputs if isinstance(leaf, Tensor)]
@@ -232,7 +256,7 @@ class _Run:
             loss=loss_output,
             gradients=found,
             mutations=mutations,
-            mode=self.gradients,
+            mode=self.step.gradients,
         )
 
     def _changed(self) -> dict[int, tuple[int, int]]:
@@ -251,15 +275,15 @@ class _Run:
                 changed[storage.external] = (index, storage.version)
         return changed
 
-    def _static(self, lowered: Lowered, optimizer: float) -> Static:
+    def _static(self, lowered: Lowered) -> Static:
         parameters = list(self.model.parameters())
         states = sum(RNG_STATE.get(device.type, 0) for code in lowered.codes for device in code.random)
         constants = [o.tensor for o in self.recorder.origins if o.tensor is not None]
         trained = [p for p in parameters if p.requires_grad]
         return Static(
             parameters=storage_bytes(parameters),
-            gradients=sum(p.numel() * p.element_size() for p in trained) if self.gradients == "static" else 0,
-            optimizer=int(optimizer * sum(p.numel() for p in trained)),
+            gradients=sum(p.numel() * p.element_size() for p in trained) if self.step.gradients == "static" else 0,
+            optimizer=int(self.step.optimizer * sum(p.numel() for p in trained)),
             buffers=storage_bytes([*self.model.buffers(), *constants]) + states,
             inputs=storage_bytes([leaf for leaf in self.leaves if isinstance(leaf, Tensor)]),
         )

@@ -47,8 +47,8 @@ class Layout:
     def fits(self, tensor: Tensor) -> bool:
         """Whether a tensor lies as this layout says (the device's index apart)."""
         return (
-            tensor.shape == self.shape
-            and tensor.stride() == self.stride
+            tensor.stride() == self.stride
+            and tensor.shape == self.shape
             and tensor.dtype is self.dtype
             and tensor.device.type == self.device.type
             and tensor.storage_offset() == self.offset

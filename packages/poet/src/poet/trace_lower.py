@@ -103,7 +103,8 @@ class _Lowering:
         loads = tuple((slot, v) for v, slot in self.values.items())
         externals = tuple((slot, e) for e, slot in self.externals.items())
         devices = _devices(self.calls) if self.group.random else ()
-        self.into.codes.append(Code(len(self.base), loads, externals, instructions, stores, devices))
+        grad = any(call.grad for call in self.calls)
+        self.into.codes.append(Code(len(self.base), loads, externals, instructions, stores, devices, grad))
         self.into.reads.append(frozenset(self.externals))
         self.into.ops.append(
             Op(

@@ -74,6 +74,7 @@ class Call:
         flops: Floating-point operations.
         phase: Part of the step.
         path: Module in which it ran, or whose backward pass it belongs to.
+        grad: Whether gradients were enabled.
     """
 
     func: Any
@@ -87,6 +88,7 @@ class Call:
     flops: float
     phase: Phase
     path: str
+    grad: bool
 
 
 @final
@@ -254,7 +256,7 @@ class Recorder(TorchDispatchMode):
         self.calls.append(
             Call(
                 func, *encoded, tuple(refs), writes, versions, tuple(fresh), draws(func, args, kwargs), flops,
-                self.phase, path,
+                self.phase, path, torch.is_grad_enabled(),
             )
         )  # fmt: skip
 
