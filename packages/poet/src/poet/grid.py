@@ -236,7 +236,9 @@ def _live(problem: Problem, v: int, concerns: list[tuple[int, bool]], run: Seque
     for j in range(count):
         pays = read and j > 0 and not births[j]
         into.append(tuple(columns.add(float(problem.in_cost[k, v])) for k in range(len(tiers))) if pays else ())
-    out = tuple(-1 if tier.in_ram or not read else columns.add(float(problem.out_cost[k, v])) for k, tier in enumerate(tiers))
+    out = tuple(
+        -1 if tier.in_ram or not read else columns.add(float(problem.out_cost[k, v])) for k, tier in enumerate(tiers)
+    )
     for k, tier in enumerate(tiers):
         inside = tier.in_ram and read
         squeeze.append(tuple(columns.add(float(problem.out_cost[k, v])) for _ in hold) if inside else ())
