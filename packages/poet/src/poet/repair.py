@@ -1,0 +1,143 @@
+"""From "what should be in RAM when" to a schedule: what an operation misses is brought back in the cheapest way."""
+
+from collections.abc import Iterable
+from math import inf
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from poet.events import Event, Kind, compute, page_in
+from poet.problem import Problem
+
+
+class Prices:
+    """What bringing values back costs.
+
+    Args:
+        problem: The problem.
+        op: Price of executing each operation; infinite where it may not run again.
+        back: Price of bringing each value back from each tier.
+    """
+
+    def __init__(self, problem: Problem, op: Float[np.ndarray, " n"], back: Float[np.ndarray, "K V"]) -> None:
+        self.problem = problem
+        self.op = np.where(problem.recomputable, op, inf).tolist()
+        self.tier = back.argmin(axis=0).tolist() if len(back) else [-1] * len(problem.graph.values)
+        self.back = back.min(axis=0).tolist() if len(back) else [inf] * len(problem.graph.values)
+
+    def cheapest(self, targets: Iterable[int], present: set[int]) -> list[Event] | None:
+        """The steps that bring values back: recomputations in the graph's order, page-ins right before their reader.
+
+        The price of recomputing is that of the operation and of all it misses, as if nothing were shared.
+
+        Args:
+            targets: Values.
+            present: What is in RAM.
+
+        Returns:
+            `compute` and `page_in` steps, or None if there is no way.
+        """
+        ops = self.problem.graph.ops
+        producer = self.problem.graph.producer
+        price: dict[int, float] = {}
+        for v in self._closure(targets, present):
+            again = self.op[producer[v]] + sum(price.get(u, 0.0) for u in dict.fromkeys(ops[producer[v]].inputs))
+            price[v] = min(again, self.back[v])
+        paged: set[int] = set()
+        again: set[int] = set()
+        stack = [v for v in targets if v in price]
+        while stack:
+            v = stack.pop()
+            if price[v] == inf:
+                return None
+            if v in paged or producer[v] in again:
+                continue
+            if self.back[v] <= price[v]:
+                paged.add(v)
+            else:
+                again.add(producer[v])
+                stack += [u for u in ops[producer[v]].inputs if u in price]
+        return self._ordered(targets, paged, again, present)
+
+    def _closure(self, targets: Iterable[int], present: set[int]) -> list[int]:
+        """Missing values that may have to come back, producers before readers."""
+        graph = self.problem.graph
+        missing: set[int] = set()
+        stack = list(targets)
+        while stack:
+            v = stack.pop()
+            if v in present or v in missing:
+                continue
+            missing.add(v)
+            i = graph.producer[v]
+            if self.op[i] < self.back[v]:  # else paging is the cheapest whatever it misses
+                stack += graph.ops[i].inputs
+        return sorted(missing, key=graph.producer.__getitem__)
+
+    def _ordered(self, targets: Iterable[int], paged: set[int], again: set[int], present: set[int]) -> list[Event]:
+        ops = self.problem.graph.ops
+        made = {v for i in again for v in ops[i].outputs}
+        steps: list[Event] = []
+        waiting = paged - made - present
+        for i in sorted(again):
+            for u in ops[i].inputs:
+                if u in waiting:
+                    waiting.discard(u)
+                    steps.append(page_in(u, self.tier[u]))
+            steps.append(compute(i))
+        for v in targets:
+            if v in waiting:
+                waiting.discard(v)
+                steps.append(page_in(v, self.tier[v]))
+        return steps
+
+
+def follow(
+    problem: Problem, wanted: Bool[np.ndarray, "T+1 V"], prices: Prices, value: Float[np.ndarray, "T+1 V"] | None = None
+) -> list[Event] | None:
+    """Steps of a schedule that has a value in RAM at the start of a stage only if it is wanted there, and fits.
+
+    Args:
+        problem: What to schedule.
+        wanted: Whether value v may stay in RAM into stage t.
+        prices: How what is missing comes back.
+        value: Where not all that is wanted fits beside the stage's operation, the least of these goes first; the
+            smallest price of coming back a byte unless given.
+
+    Returns:
+        `compute` and `page_in` steps, without the copies that the page-ins need; None if something cannot come back.
+    """
+    graph = problem.graph
+    steps: list[Event] = []
+    present: set[int] = set()
+    for t, op in enumerate(graph.ops):
+        brought = prices.cheapest(op.inputs, present)
+        if brought is None:
+            return None
+        steps += [*brought, compute(t)]
+        for step in brought:
+            present.update(graph.ops[step.target].outputs if step.kind is Kind.COMPUTE else (step.target,))
+        present.update(op.outputs)
+        present = {v for v in present if wanted[t + 1, v]}
+        if t + 1 < len(graph.ops):
+            present = _squeeze(problem, t + 1, present, None if value is None else value[t + 1], prices)
+    brought = prices.cheapest([v for v, value in enumerate(graph.values) if value.keep], present)
+    return None if brought is None else steps + brought
+
+
+def _squeeze(
+    problem: Problem, t: int, present: set[int], value: Float[np.ndarray, " V"] | None, prices: Prices
+) -> set[int]:
+    """What stays beside operation t."""
+    op, sizes = problem.graph.ops[t], problem.sizes
+    around = {*op.inputs, *op.outputs}
+    room = problem.ram - problem.graph.working_set(t)
+    rest = sorted(present - around, key=lambda v: prices.back[v] / max(sizes[v], 1) if value is None else float(value[v]))
+    excess = sum(int(sizes[v]) for v in rest) - room
+    gone = set()
+    for v in rest:
+        if excess <= 0:
+            break
+        gone.add(v)
+        excess -= int(sizes[v])
+    return present - gone
