@@ -66,8 +66,7 @@ def test_forward_and_backward_of_a_chain(sizes):
     backward = [((n - 1 - j, n + j - 1) if j else (n - 1,), (n + j,)) for j in range(n)]
     graph = graph_of([*forward, *backward], sizes + sizes[::-1])
     peaks = [sum(sizes[: i + 1]) for i in range(n)]
-    for j in range(n):
-        peaks.append(sum(sizes[: n - j]) + (sizes[n - j] if j else 0) + sizes[n - 1 - j])
+    peaks += [sum(sizes[: n - j]) + (sizes[n - j] if j else 0) + sizes[n - 1 - j] for j in range(n)]
     assert graph.resident_peak == max(peaks)
 
 

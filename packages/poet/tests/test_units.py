@@ -72,7 +72,7 @@ def test_refuses_negative_bytes():
 
 
 def test_percentages_need_a_whole():
-    with pytest.raises(ValueError, match="'1.5MB', got '40%'"):
+    with pytest.raises(ValueError, match=r"'1\.5MB', got '40%'"):
         parse_bytes("40%")
     with pytest.raises(ValueError, match="or '40%', got 'x'"):
         parse_bytes("x", whole=1)

@@ -217,8 +217,8 @@ def test_bytes_of_what_is_saved():
     assert size["maxpool:indices"] == 2 * 64 * 56 * 56 * 8
     norms = [op.name for op in graph.ops if op.kind == "batch_norm"]
     assert graph.static.buffers == sum(size[f"{name}:statistics"] + 8 for name in norms)
-    assert zoo.bert(seq=16, itemsize=2).static.parameters == zoo.bert(seq=16).static.parameters // 2
-    half = {value.name: value.size for value in zoo.bert(seq=16, itemsize=2).values}
+    assert zoo.bert(blocks=1, itemsize=2).static.parameters == zoo.bert(blocks=1).static.parameters // 2
+    half = {value.name: value.size for value in zoo.bert(seq=16, blocks=1, itemsize=2).values}
     assert half["block0.norm1"] == 16 * 768 * 2
     assert half["block0.norm1:statistics"] == 2 * 16 * 4
     assert half["block0.softmax.dropout:mask"] == 12 * 16 * 16

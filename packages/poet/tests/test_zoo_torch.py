@@ -226,3 +226,21 @@ def test_bytes_that_autograd_saves(name):
         if made <= loss < max(users, default=0)
     )
     assert theirs - TOTAL_WEIGHT == ours
+
+
+@pytest.mark.peer
+def test_parameters_of_transformers():
+    import transformers
+
+    config = transformers.BertConfig(num_labels=2)
+    with torch.device("meta"):
+        models = [
+            (transformers.BertForSequenceClassification(config), zoo.bert()),
+            (transformers.GPT2LMHeadModel(transformers.GPT2Config()), zoo.gpt2()),
+            (
+                transformers.GPT2LMHeadModel(transformers.GPT2Config(n_embd=1024, n_layer=24, n_head=16)),
+                zoo.gpt2("medium", seq=64),
+            ),
+        ]
+    for model, graph in models:
+        assert sum(p.numel() for p in model.parameters()) == graph.static.parameters // 4

@@ -192,10 +192,8 @@ def _resnet(
     positive(batch=batch, image=image, classes=classes)
     tape = Tape(training)
     x = tape.input((batch, 3, image, image), labels=batch)
-    if image < _SMALL:
-        x = _conv_norm(tape, "conv1", x, width, 3)
-    else:
-        x = _conv_norm(tape, "conv1", x, width, 7, 2)
+    kernel, stride = (3, 1) if image < _SMALL else (7, 2)
+    x = _conv_norm(tape, "conv1", x, width, kernel, stride)
     x = layers.relu(tape, "relu", x)
     if image >= _SMALL:
         x = layers.max_pool(tape, "maxpool", x, 3, 2, 1)
