@@ -129,7 +129,9 @@ class Executor:
             ValueError: If a store or the update is missing.
         """
         if (apply is None) == (program.mode == "apply"):
-            raise ValueError(f"apply must be given for gradients='apply' and only then; the program's: {program.mode!r}")
+            raise ValueError(
+                f"apply must be given for gradients='apply' and only then; the program's: {program.mode!r}"
+            )
         self.program = program
         self.events = tuple(events)
         self.consumed: list[str] = []
@@ -175,9 +177,9 @@ class Executor:
         """Write buffers, and hand over the gradients that were kept."""
         program = self.program
         for mutation in program.mutations:
-            old, new = externals[mutation.external], memory[mutation.value]
-            whole = program.externals[mutation.external].layout == program.bases[mutation.value]
-            (old if whole else flat(old)).copy_(new)
+            old, new = externals[mutation.external], mutation.output.read(memory, externals)
+            alike = not mutation.whole or program.externals[mutation.external].layout == mutation.output.layout
+            (old if alike else flat(old)).copy_(new)
         if program.mode != "keep":
             return
         for gradient in program.gradients:

@@ -5,6 +5,7 @@ the program consists of the operators that eager execution runs, in its order; t
 the bit.
 """
 
+import logging
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -20,10 +21,14 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from common_core.memory import storage_bytes
 from poet.graph import Static
 from poet.measure import measure as measure_program
-from poet.program import External, Gradient, Gradients, LayoutError, Mutation, Program
+from poet.program import External, Gradient, Gradients, Mutation, Program
+from poet.trace_call import Origin, Ref, TraceError
+from poet.trace_code import LayoutError
 from poet.trace_layout import Layout
 from poet.trace_lower import RNG_STATE, Lowered, lower
-from poet.trace_record import ModulePaths, Origin, Recorder, Ref, TraceError, data_error
+from poet.trace_modules import ModulePaths
+from poet.trace_record import Recorder, data_error
+from poet.trace_state import SwappedState
 
 GRADIENTS = ("keep", "static", "apply")
 
@@ -143,31 +148,29 @@ class _Run:
         convert = None if self.mode is None else self.mode.from_tensor
         self.recorder = Recorder(convert)
         self.leaves, self.structure = tree_flatten(self.step.args)
-        self.state = self._adopt_state()
+        self.state = SwappedState(self.model, self.recorder, convert)
         self.inputs = self._adopt_inputs()
 
     def trace(self) -> Program:
         """Run and record the step."""
-        recorder = self.recorder
-        parameters = {n: self.state[n] for n, p in self.model.named_parameters() if p.requires_grad}
-        with recorder, _explained(recorder), ModulePaths(recorder, self.model):
+        recorder, names = self.recorder, list(self.state.parameters)
+        parameters = list(self.state.parameters.values())
+        with self.state, recorder, _explained(recorder), ModulePaths(recorder, self.model):
             loss = self._loss()
             recorder.phase = "backward"
-            names = list(parameters)
-            found = torch.autograd.grad(loss, [parameters[n] for n in names], allow_unused=True) if names else ()
+            found = torch.autograd.grad(loss, parameters, allow_unused=True)
             with torch.no_grad():
                 taken: set[int] = set()
                 loss_ref = self._own(loss.detach(), taken)
-                refs = [
-                    None if g is None else self._own(g, taken, parameters[n]) for n, g in zip(names, found, strict=True)
-                ]
-        self._check_state()
-        return self._program(loss_ref, dict(zip(names, refs, strict=True)))
+                pairs = zip(found, parameters, strict=True)
+                refs = [None if g is None else self._own(g, taken, p) for g, p in pairs]
+                replaced = {e: self._own(t.detach(), taken) for e, t in self.state.replaced().items()}
+        return self._program(loss_ref, dict(zip(names, refs, strict=True)), replaced)
 
     def _loss(self) -> Tensor:
         tree = tree_unflatten(self.inputs, self.structure)
         positional, named = _arguments(tree[0])
-        output = torch.func.functional_call(self.model, self.state, positional, named)
+        output = self.model(*positional, **named)
         self.recorder.phase = "loss"
         if self.loss_fn is not None:
             output = self.loss_fn(output, *_targets(tree[1]))
@@ -193,17 +196,6 @@ class _Run:
         taken.add(ref.storage)
         return ref
 
-    def _adopt_state(self) -> dict[str, Tensor]:
-        state: dict[str, Tensor] = {}
-        stand_ins: dict[int, Tensor] = {}
-        for kind, named in (("parameter", self.model.named_parameters), ("buffer", self.model.named_buffers)):
-            for name, tensor in named(remove_duplicate=False):
-                if id(tensor) not in stand_ins:
-                    stand_ins[id(tensor)] = _stand_in(tensor, self.mode)
-                    self.recorder.adopt(stand_ins[id(tensor)], Origin(kind, name, Layout.of(tensor)))
-                state[name] = stand_ins[id(tensor)]
-        return state
-
     def _adopt_inputs(self) -> list[Any]:
         inputs, count = [], 0
         for leaf in self.leaves:
@@ -219,22 +211,18 @@ class _Run:
             inputs.append(leaf)
         return inputs
 
-    def _check_state(self) -> None:
-        for name, tensor in self.state.items():
-            key = tensor.untyped_storage()._cdata
-            if key not in self.recorder._known:
-                raise TraceError(f"the model replaces the memory of {name!r} (.data = ...), which cannot be scheduled")
-
-    def _program(self, loss: Ref, gradients: Mapping[str, Ref | None]) -> Program:
+    def _program(self, loss: Ref, gradients: Mapping[str, Ref | None], replaced: Mapping[int, Ref]) -> Program:
         recorder = self.recorder
         changed = self._changed()
-        outputs = [loss, *(g for g in gradients.values() if g is not None)]
-        versions = [(ref.storage, ref.version) for ref in outputs] + list(changed.values())
+        outputs = [loss, *(g for g in gradients.values() if g is not None), *replaced.values()]
+        versions = [(ref.storage, ref.version) for ref in outputs]
+        versions += [version for e, version in changed.items() if e not in replaced]
         lowered = lower(recorder, versions)
-        mutations = tuple(Mutation(e, lowered.value_of[version]) for e, version in changed.items())
+        whole = [Mutation(e, lowered.whole(version), True) for e, version in changed.items() if e not in replaced]
+        mutations = (*whole, *(Mutation(e, lowered.output(ref, recorder), False) for e, ref in replaced.items()))
         found = tuple(_gradient(n, ref, lowered, recorder, self.step.gradients) for n, ref in gradients.items())
         loss_output = lowered.output(loss, recorder)
-        keep = {mutation.value for mutation in mutations} | {loss_output.value}
+        keep = {mutation.output.value for mutation in mutations} | {loss_output.value}
         if self.step.gradients == "keep":
             keep |= {g.output.value for g in found if g.output is not None}
         graph = lowered.graph(
@@ -306,15 +294,6 @@ def _gradient(name: str, ref: Ref | None, lowered: Lowered, recorder: Recorder, 
     return Gradient(name, output, consumer)
 
 
-def _stand_in(tensor: Tensor, mode: FakeTensorMode | None) -> Tensor:
-    if mode is not None:
-        return mode.from_tensor(tensor)
-    storage = tensor.detach().untyped_storage().clone()
-    copy = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-    copy.set_(storage, tensor.storage_offset(), tensor.shape, tensor.stride())
-    return copy.requires_grad_(tensor.requires_grad)
-
-
 def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(inputs, dict):
         return (), inputs
@@ -342,6 +321,8 @@ def _contiguous(shape: torch.Size) -> tuple[int, ...]:
 @contextmanager
 def _explained(recorder: Recorder) -> Any:
     """Errors of torch as errors of tracing, with the operator and the module."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")  # it would print the traceback of what we explain
+    silent, log.disabled = log.disabled, True
     try:
         yield
     except TraceError:
@@ -350,3 +331,5 @@ def _explained(recorder: Recorder) -> Any:
         raise data_error(error.func, recorder) from error
     except Exception as error:
         raise TraceError(f"{type(error).__name__} {recorder.place()} while tracing: {error}") from error
+    finally:
+        log.disabled = silent

@@ -10,7 +10,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import final
 
-from poet.trace_record import Call
+from poet.trace_call import Call
+
+SMALL = 64
+"""Bytes up to which a result that only the end of the step needs is not worth an operation of its own."""
 
 Version = tuple[int, int]
 """A storage and how often it had been written."""
@@ -34,18 +37,19 @@ class Group:
     owns: set[Version] = field(default_factory=set)
 
 
-def group(calls: Sequence[Call], outputs: Iterable[Version]) -> list[Group]:
+def group(calls: Sequence[Call], outputs: Iterable[Version], sizes: Sequence[int]) -> list[Group]:
     """Group the operators that matter.
 
     Args:
         calls: All operators, in order.
         outputs: Versions that the step returns.
+        sizes: Bytes of each storage.
 
     Returns:
         The groups in the order of their execution. Operators whose results nobody needs are left out, unless they
         draw random numbers: eager execution would draw them too.
     """
-    return _Grouping(calls, set(outputs)).run()
+    return _joined(_Grouping(calls, set(outputs)).run(), calls, sizes)
 
 
 def made(call: Call) -> list[Version]:
@@ -58,6 +62,26 @@ def used(call: Call) -> list[Version]:
     """The versions that an operator reads or overwrites."""
     read = [(ref.storage, ref.version) for ref in call.reads]
     return list(dict.fromkeys([*read, *zip(call.writes, call.versions, strict=True)]))
+
+
+def _joined(groups: list[Group], calls: Sequence[Call], sizes: Sequence[int]) -> list[Group]:
+    """Small change (a layer counts its batches) runs with the next operation: it is not worth one of its own."""
+    owned = {version for g in groups for version in g.owns}
+    read = {v for g in groups for r in g.members for v in used(calls[r]) if v not in g.owns}
+    kept: list[Group] = []
+    waiting: list[Group] = []
+    for g in groups:
+        reads = {v for r in g.members for v in used(calls[r])} - g.owns
+        small = sum(sizes[s] for s in {s for s, _ in g.owns}) <= SMALL
+        if small and not g.random and reads.isdisjoint(owned) and g.owns.isdisjoint(read):
+            waiting.append(g)
+            continue
+        for other in waiting:
+            g.members = sorted([*g.members, *other.members])
+            g.owns |= other.owns
+        waiting = []
+        kept.append(g)
+    return kept + waiting
 
 
 class _Grouping:

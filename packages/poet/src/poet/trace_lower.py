@@ -7,10 +7,12 @@ from typing import Any, final
 import torch
 
 from poet.graph import Graph, Op, Static, Value
-from poet.program import Arg, Code, Instruction, Output, Result, copy_storage, copy_whole
+from poet.program import Output
+from poet.trace_call import Call, Origin, Ref, Storage, repeats
+from poet.trace_code import Arg, Code, Instruction, Result, copy_storage, copy_whole
 from poet.trace_group import Group, Version, group, made, used
 from poet.trace_layout import Layout, kept
-from poet.trace_record import Call, Origin, Recorder, Ref, Storage, repeats
+from poet.trace_record import Recorder
 
 RNG_STATE = {"cpu": 5056, "cuda": 16}
 """Bytes of a generator's state, by device type."""
@@ -48,6 +50,11 @@ class Lowered:
             raise AssertionError(f"version {version} has no value")
         return Output(None, external, ref.layout, recorder.origins[external].layout)
 
+    def whole(self, version: Version) -> Output:
+        """All of a version's storage."""
+        v = self.value_of[version]
+        return Output(v, None, self.bases[v], self.bases[v])
+
     def graph(self, name: str, keep: Iterable[int], static: Static, notes: tuple[str, ...]) -> Graph:
         """The graph, with the kept values marked."""
         kept_values = set(keep)
@@ -62,7 +69,7 @@ def lower(recorder: Recorder, outputs: Sequence[Version]) -> Lowered:
         recorder: The recorded step.
         outputs: Versions of storages that the step returns.
     """
-    groups = group(recorder.calls, outputs)
+    groups = group(recorder.calls, outputs, [storage.nbytes for storage in recorder.storages])
     owner = {version: i for i, g in enumerate(groups) for version in g.owns}
     visible = set(outputs)
     for i, g in enumerate(groups):
@@ -81,6 +88,7 @@ class _Lowering:
         self.storages: list[Storage] = recorder.storages
         self.origins: list[Origin] = recorder.origins
         self.calls: list[Call] = [recorder.calls[r] for r in g.members]
+        self.anchor: Call = recorder.calls[g.anchor]
         self.group, self.into, self.visible = g, into, visible
         self.slot: dict[Version, int] = {}
         self.base: list[Layout] = []
@@ -88,6 +96,7 @@ class _Lowering:
         self.values: dict[int, int] = {}  # value -> slot
         self.externals: dict[int, int] = {}
         self.instructions: list[Instruction] = []
+        self.named = 0
 
     def run(self, names: dict[str, int]) -> None:
         for call in self.calls:
@@ -95,7 +104,7 @@ class _Lowering:
         shown = [v for v in dict.fromkeys(v for c in self.calls for v in made(c)) if v in self.visible]
         if not shown:  # nobody reads what it draws, but eager execution draws it too
             shown = [made(self.calls[-1])[0]]
-        name = _name(self.calls, names)
+        name = _name(self.calls, self.anchor, names)
         stores = tuple((self.slot[version], self._value(version, name)) for version in shown)
         loaded = {*self.values.values(), *self.externals.values()}
         local = [s for s in range(len(self.base)) if s not in loaded and s not in {slot for slot, _ in stores}]
@@ -113,7 +122,7 @@ class _Lowering:
                 tuple(v for _, v in stores),
                 flops=sum(call.flops for call in self.calls),
                 workspace=sum(self.bytes[s] for s in local),
-                phase=self.calls[0].phase,
+                phase=self.anchor.phase,
                 recomputable=all(repeats(call.func) for call in self.calls),
                 kind="+".join(str(call.func) for call in self.calls),
             )
@@ -176,7 +185,8 @@ class _Lowering:
         """A value for a version that others read."""
         into, slot = self.into, self.slot[version]
         v = into.value_of[version] = len(into.values)
-        taken = sum(1 for w in into.value_of.values() if into.values[w : w + 1] and into.values[w].name.startswith(name))
+        taken = self.named
+        self.named += 1
         into.values.append(Value(f"{name}[{taken}]" if taken else name, self.bytes[slot]))
         into.bases.append(self.base[slot])
         return v
@@ -210,9 +220,9 @@ def _devices(calls: Sequence[Call]) -> tuple[torch.device, ...]:
     return tuple(dict.fromkeys([torch.device("cpu"), *(layout.device for layout in layouts)]))
 
 
-def _name(calls: Sequence[Call], names: dict[str, int]) -> str:
+def _name(calls: Sequence[Call], anchor: Call, names: dict[str, int]) -> str:
     functions = dict.fromkeys(call.func._schema.name.split("::")[-1].rstrip("_") for call in calls)
-    path = calls[0].path
+    path = anchor.path
     name = (f"{path}." if path else "") + "+".join(functions)
     names[name] = names.get(name, 0) + 1
     return name if names[name] == 1 else f"{name}:{names[name]}"

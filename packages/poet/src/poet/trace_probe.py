@@ -35,7 +35,8 @@ class Probe:
         """What an operator gives, for arguments that are stand-ins.
 
         Returns:
-            None if it cannot be tried: it is not known to be safe, refuses zeros, memory is short, or a result lies in an argument's memory.
+            None if it cannot be tried: it is not known to be safe, refuses zeros, memory is short, or a result lies in
+            an argument's memory.
         """
         if not (any(tag in func.tags for tag in _SAFE_TAGS) or func._schema.name.startswith(_SAFE_NAMES)):
             return None

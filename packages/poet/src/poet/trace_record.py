@@ -1,139 +1,25 @@
-"""Recording a training step: every operator that runs below autograd, with the storages that it reads, makes and writes.
+"""Recording a training step: every operator that runs below autograd, and the storages that it reads and writes.
 
 Nothing is rewritten: views disappear because a tensor is known as a storage and a layout, and operators that write in
 place stay what they are, each write starting a new *version* of its storage.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from math import prod
+import gc
+from collections.abc import Callable, Iterator
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from poet.graph import Phase
+from poet.trace_call import Call, Fresh, Origin, Ref, Storage, TraceError, draws, flops_of, written
 from poet.trace_layout import Layout
 from poet.trace_probe import Probe, stand_in
 
-
-class TraceError(ValueError):
-    """A model that cannot be traced; the message names the operator and the module."""
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Ref:
-    """A tensor argument: a version of a storage, and how it is read.
-
-    Attributes:
-        storage: Index of the storage.
-        version: How often it had been written.
-        layout: How it is read.
-    """
-
-    storage: int
-    version: int
-    layout: Layout
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Fresh:
-    """A tensor result on a new storage.
-
-    Attributes:
-        position: Where it stands among the operator's results; None if it is the only one.
-        storage: Index of the storage.
-        layout: How it lies there.
-    """
-
-    position: int | None
-    storage: int
-    layout: Layout
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Call:
-    """An operator that ran.
-
-    Attributes:
-        func: The operator.
-        args: Arguments, with `Ref` for every tensor.
-        kwargs: The same by name.
-        reads: Tensors read.
-        writes: Storages written in place; version v becomes v + 1.
-        versions: Version of each storage in `writes` before.
-        fresh: Results on new storages.
-        random: Whether it draws random numbers.
-        flops: Floating-point operations.
-        phase: Part of the step.
-        path: Module in which it ran, or whose backward pass it belongs to.
-        grad: Whether gradients were enabled.
-    """
-
-    func: Any
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    reads: tuple[Ref, ...]
-    writes: tuple[int, ...]
-    versions: tuple[int, ...]
-    fresh: tuple[Fresh, ...]
-    random: bool
-    flops: float
-    phase: Phase
-    path: str
-    grad: bool
-
-
-@final
-@dataclass(slots=True)
-class Storage:
-    """A storage met while recording.
-
-    Attributes:
-        nbytes: Its size.
-        layout: Layout of the first tensor seen on it.
-        external: Index of what was there before the step, or None if the step made it.
-        version: How often it has been written.
-        alive: A reference that keeps its identity from being given to another.
-    """
-
-    nbytes: int
-    layout: Layout
-    external: int | None
-    version: int
-    alive: Any
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """A tensor that was there before the step.
-
-    Attributes:
-        kind: `"parameter"`, `"buffer"`, `"input"`, `"constant"`; or `"literal"`, a constant that every step makes anew.
-        name: Its name in the model, or the index of the input.
-        layout: How it lies in its storage.
-        tensor: The tensor itself, of constants and literals.
-    """
-
-    kind: str
-    name: str
-    layout: Layout
-    tensor: Tensor | None = field(default=None, compare=False)
-
-
-# Operators whose schemas do not say that they write: arguments 3 and 4 are the running statistics, 5 says whether.
-_BATCH_NORM = ("aten::native_batch_norm", "aten::cudnn_batch_norm", "aten::miopen_batch_norm")
 _RESHAPING = ("aten::set_", "aten::resize_", "aten::_resize_output_", "aten::resize_as_", "aten::set_data")
 _DATA_TAGS = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
-_PURE_NAMESPACES = ("aten", "prims")
 
 
 @final
@@ -145,6 +31,8 @@ class Recorder(TorchDispatchMode):
         storages: Storages met.
         origins: What was there before.
         phase: Part of the step that is running; the user of the recorder sets it.
+        modules: Names of the modules that are running, the innermost last; the user of the recorder sets it.
+        failed: The module in which an operator failed.
     """
 
     def __init__(self, convert: Callable[[Tensor], Tensor] | None) -> None:
@@ -162,7 +50,8 @@ class Recorder(TorchDispatchMode):
         self.failed: str | None = None
         self._convert = convert
         self._probe = Probe() if convert is not None else None
-        self._modules: list[str] = []
+        self._there = None if convert is not None else _alive()
+        self.modules: list[str] = []
         self._paths: dict[int, str] = {}  # autograd's number of a node -> module that ran when it was made
 
     @property
@@ -170,7 +59,7 @@ class Recorder(TorchDispatchMode):
         """The module that is running, or whose backward pass is."""
         node = torch._C._current_autograd_node() if self.phase == "backward" else None
         if node is None:
-            return self._modules[-1] if self._modules else ""
+            return self.modules[-1] if self.modules else ""
         return self._paths.get(node._sequence_nr(), "")
 
     def place(self) -> str:
@@ -207,15 +96,15 @@ class Recorder(TorchDispatchMode):
         refs: list[Ref] = []
         recorded_args = tuple(self._encode(func, a, refs) for a in args)
         recorded_kwargs = {name: self._encode(func, a, refs) for name, a in kwargs.items()}
-        written = [self.ref(t).storage for t in _written(func, args, kwargs)]
+        overwritten = [self.ref(t).storage for t in written(func, args, kwargs)]
         try:
             result = func(*args, **kwargs)
         except Exception:
             self.failed = self.path
             raise
-        if self._probe is not None:
+        if self._probe is not None and not draws(func, args, kwargs):
             result = self._corrected(func, args, kwargs, result)
-        self._record(func, (recorded_args, recorded_kwargs), refs, written, (args, kwargs, result))
+        self._record(func, (recorded_args, recorded_kwargs), refs, overwritten, (args, kwargs, result))
         return result
 
     def _corrected(self, func: Any, args: Any, kwargs: Any, result: Any) -> Any:
@@ -234,25 +123,25 @@ class Recorder(TorchDispatchMode):
                 parts[k or 0] = stand_in(layout, nbytes)
         return parts[0] if not isinstance(result, list | tuple) else type(result)(parts)
 
-    def _record(self, func: Any, encoded: Any, refs: list[Ref], written: list[int], ran: Any) -> None:
+    def _record(self, func: Any, encoded: Any, refs: list[Ref], overwritten: list[int], ran: Any) -> None:
         args, kwargs, result = ran
         tensors = list(_results(func, result, self))
-        if not tensors and not written:
+        if not tensors and not overwritten:
             return  # a question about metadata
         fresh = []
         for position, tensor in tensors:
             if tensor.untyped_storage()._cdata not in self._known:
                 fresh.append(Fresh(position, self._add(tensor, None), Layout.of(tensor)))
-        if not fresh and not written:
+        if not fresh and not overwritten:
             return  # a view
-        writes = tuple(dict.fromkeys(written))
+        writes = tuple(dict.fromkeys(overwritten))
         versions = tuple(self.storages[s].version for s in writes)
         for s in writes:
             self.storages[s].version += 1
         path = self.path
         if self.phase != "backward":
             self._paths.setdefault(_sequence_number(), path)
-        flops = _flops(func, args, kwargs, result, [f.layout for f in fresh])
+        flops = flops_of(func, args, kwargs, result, [f.layout for f in fresh])
         self.calls.append(
             Call(
                 func, *encoded, tuple(refs), writes, versions, tuple(fresh), draws(func, args, kwargs), flops,
@@ -308,6 +197,11 @@ class Recorder(TorchDispatchMode):
                 f"a tensor of shape {list(source.shape)} used {self.place()} requires grad and is not a parameter of "
                 "the model: register it as nn.Parameter, or detach it"
             )
+        if self._there is not None and source.untyped_storage()._cdata not in self._there:
+            raise TraceError(
+                f"a tensor of shape {list(source.shape)} used {self.place()} was made by something else than torch's "
+                "operators (numpy?) while the step ran: schedules cannot repeat that"
+            )
         self.adopt(tensor, Origin("constant", f"constant {len(self.origins)}", Layout.of(tensor), source))
 
     def _add(self, tensor: Tensor, external: int | None) -> int:
@@ -318,72 +212,15 @@ class Recorder(TorchDispatchMode):
         return index
 
 
-@final
-class ModulePaths:
-    """A context in which a recorder knows the module that is running."""
-
-    def __init__(self, recorder: Recorder, model: nn.Module) -> None:
-        self._recorder = recorder
-        self._names = {id(module): name or type(module).__name__ for name, module in model.named_modules()}
-        self._hooks: list[Any] = []
-
-    def __enter__(self) -> None:
-        # global hooks: hooks on the modules themselves would switch off torch's fast paths, and so change the numbers
-        self._hooks = [
-            register_module_forward_pre_hook(self._enter),
-            register_module_forward_hook(self._leave, always_call=True),
-        ]
-
-    def __exit__(self, *error: object) -> None:
-        for hook in self._hooks:
-            hook.remove()
-
-    def _enter(self, module: nn.Module, _args: Any) -> None:
-        name = self._names.get(id(module))
-        if name is None:
-            return
-        if self._recorder.phase == "backward":
-            raise TraceError(
-                f"module {name!r} runs again in the backward pass (torch.utils.checkpoint?): recomputation is what a "
-                "schedule decides, so remove the checkpointing from the model"
-            )
-        self._recorder._modules.append(name)
-
-    def _leave(self, module: nn.Module, _args: Any, _result: Any) -> None:
-        modules = self._recorder._modules
-        if id(module) in self._names and modules:
-            modules.pop()
+def data_error(func: Any, recorder: Recorder) -> TraceError:
+    """The error for an operator whose result's shape or value depends on the data."""
+    return TraceError(_data_message(func, recorder))
 
 
-def draws(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Whether an operator draws random numbers (attention with a dropout of 0 does not)."""
-    if torch.Tag.nondeterministic_seeded not in func.tags:
-        return False
-    for i, argument in enumerate(func._schema.arguments):
-        if argument.name == "dropout_p":
-            value = args[i] if i < len(args) else kwargs.get("dropout_p", argument.default_value)
-            return value != 0
-    return True
-
-
-def repeats(func: Any) -> bool:
-    """Whether running an operator again is known to give the same result: custom operators may hide a state."""
-    return func.namespace in _PURE_NAMESPACES
-
-
-def _written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
-    """Tensors whose numbers an operator changes in place."""
-    schema = func._schema
-    if schema.name in _BATCH_NORM:
-        if args[5]:
-            yield from (t for t in args[3:5] if t is not None)
-        return
-    inplace_view = torch.Tag.inplace_view in func.tags  # t_() and its like change the layout alone
-    for i, argument in enumerate(schema.arguments):
-        if argument.alias_info is None or not argument.alias_info.is_write or inplace_view:
-            continue
-        value = args[i] if i < len(args) else kwargs.get(argument.name)
-        yield from (t for t in (value if isinstance(value, list | tuple) else [value]) if isinstance(t, Tensor))
+def _alive() -> set[int]:
+    """The storages of all tensors that exist now."""
+    tensors = [o for o in gc.get_objects() if type(o) in (Tensor, nn.Parameter, nn.Buffer)]
+    return {t.untyped_storage()._cdata for t in tensors if t.layout is torch.strided}
 
 
 def _results(func: Any, result: Any, recorder: Recorder) -> Iterator[tuple[int | None, Tensor]]:
@@ -417,24 +254,6 @@ def _data_message(func: Any, recorder: Recorder) -> str:
     )
 
 
-def data_error(func: Any, recorder: Recorder) -> TraceError:
-    """The error for an operator whose result's shape or value depends on the data."""
-    return TraceError(_data_message(func, recorder))
-
-
 def _sequence_number() -> int:
     """The number that autograd gave to the node of the operator that is running."""
     return torch.autograd._get_sequence_nr() - 1
-
-
-def _flops(func: Any, args: Any, kwargs: Any, result: Any, fresh: Sequence[Layout]) -> float:
-    """FLOPs by torch's formula where it has one, else one for each element that is made; 0 for pure allocation."""
-    packet = func._overloadpacket
-    if packet in flop_registry:
-        return float(flop_registry[packet](*args, **kwargs, out_val=result))
-    if "empty" in func._schema.name:
-        return 0.0
-    if fresh:
-        return float(sum(prod(layout.shape) for layout in fresh))
-    first = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), None)
-    return float(first.numel()) if first is not None else 0.0
