@@ -174,7 +174,10 @@ class Device:
         if built_in.is_file():
             text = built_in.read_text(encoding="utf-8")
         elif path.suffix == ".json" and path.is_file():
-            text = path.read_text(encoding="utf-8")
+            try:
+                text = path.read_text(encoding="utf-8")
+            except UnicodeDecodeError as error:
+                raise DeviceError(f"{name} is not a text file: {error}") from None
         else:
             known = ", ".join(Device.names())
             raise DeviceError(f"no device {str(name)!r}: give one of {known}, or the path of a .json profile")

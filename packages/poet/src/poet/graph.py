@@ -98,7 +98,7 @@ class Graph:
             later one produces (a cycle, or a wrong order), or a size, FLOP count or duration is negative.
 
     Example:
-        >>> graph = chain("two layers", sizes=[4, 4, 4], flops=[1, 2, 3])
+        >>> graph = chain("two layers", sizes=[4, 4, 4])
         >>> graph.working_set(1), graph.forward_bytes
         (8, 12)
     """
@@ -163,7 +163,11 @@ class Graph:
     @cached_property
     def fingerprint(self) -> str:
         """A digest of the operations and values: a schedule names the graph that it was made for."""
-        content = [[asdict(op) for op in self.ops], [asdict(value) for value in self.values], asdict(self.static)]
+        ops = [
+            {**asdict(op), "flops": float(op.flops), "seconds": None if op.seconds is None else float(op.seconds)}
+            for op in self.ops
+        ]
+        content = [ops, [asdict(value) for value in self.values], asdict(self.static)]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     def with_static(self, static: Static) -> "Graph":
@@ -194,6 +198,8 @@ def _check_static(static: Static) -> None:
 
 def _check_values(values: tuple[Value, ...]) -> None:
     for value in values:
+        if not isinstance(value.size, int):
+            raise GraphError(f"size of value {value.name!r} must be an int of bytes, got {value.size!r}")
         if value.size < 0:
             raise GraphError(f"value {value.name!r} has {value.size} bytes; a size must not be negative")
     _check_names("value", [value.name for value in values])

@@ -25,7 +25,7 @@ from math import inf, isfinite
 from typing import final
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from scipy import sparse
 
 from poet.events import Event, Kind, compute, drop, free, page_in, page_out
@@ -40,7 +40,9 @@ def all_places(graph: Graph) -> list[list[int]]:
     return [list(range(t)) for t in range(len(graph.ops))]
 
 
-def near_places(graph: Graph, depth: int, allowed: Sequence[bool] | None = None) -> list[list[int]]:
+def near_places(
+    graph: Graph, depth: int, allowed: Sequence[bool] | Bool[np.ndarray, " n"] | None = None
+) -> list[list[int]]:
     """Pairs (t, i) where operation i is at most `depth` steps upstream of operation t.
 
     Args:

@@ -93,7 +93,7 @@ def load_graph(path: str | os.PathLike[str]) -> Graph:
     Raises:
         FormatError: If the file is missing, foreign, damaged or newer; the message names it and says what to do.
     """
-    return _load(path, GRAPH_SCHEMA, graph_from_json, "save_graph")
+    return load_json(path, GRAPH_SCHEMA, graph_from_json, "poet.io.save_graph")
 
 
 def save_device(device: Device, path: str | os.PathLike[str]) -> None:
@@ -118,7 +118,7 @@ def load_device(path: str | os.PathLike[str]) -> Device:
     Raises:
         FormatError: If the file is missing, foreign, damaged or newer; the message names it and says what to do.
     """
-    return _load(path, DEVICE_SCHEMA, Device.from_json, "save_device")
+    return load_json(path, DEVICE_SCHEMA, Device.from_json, "poet.io.save_device")
 
 
 def events_to_json(events: Sequence[Event], graph: Graph, tiers: Sequence[str]) -> dict[str, Any]:
@@ -192,13 +192,18 @@ def _event(row: Any, graph: Graph, saved: list[str], tiers: Sequence[str]) -> Ev
     return Event(kind, target, list(tiers).index(saved[at]))
 
 
-def _load(path: str | os.PathLike[str], schema: str, parse: Callable[[Any], Loaded], writer: str) -> Loaded:
+def load_json(path: str | os.PathLike[str], schema: str, parse: Callable[[Any], Loaded], writer: str) -> Loaded:
+    """Read a file of one schema; `writer` names what writes such files.
+
+    Raises:
+        FormatError: If the file is not there, not of this schema, or `parse` refuses it.
+    """
     try:
         content = read_json(path, schema)
     except RecordError as error:
-        raise FormatError(f"{error}: give a file that poet.io.{writer} wrote") from None
+        raise FormatError(f"{error}: give a file that {writer} wrote") from None
     except RecursionError:
-        raise FormatError(f"{path}: not readable as JSON: give a file that poet.io.{writer} wrote") from None
+        raise FormatError(f"{path}: not readable as JSON: give a file that {writer} wrote") from None
     try:
         return parse(content)
     except ValueError as error:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from queue import Empty, Queue
 from types import TracebackType
-from typing import Any, Literal, final
+from typing import Any, BinaryIO, Literal, cast, final
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -152,10 +152,7 @@ class Optimiser:
         count = len(program.cost)
         more = {"seconds": float(seconds), "workers": 1, "seed": 0, "hint": None, "gap": 0.0, "simplex": simplex}
         bounds = {"low": np.zeros(count), "high": np.ones(count), "binary": False}
-        answer = self._ask(self._message(program) | more | bounds, program, seconds, None)
-        if answer.status == "INFEASIBLE" or answer.relaxed is None:
-            return answer
-        return answer
+        return self._ask(self._message(program) | more | bounds, program, seconds, None)
 
     def close(self) -> None:
         """End the process."""
@@ -181,9 +178,9 @@ class Optimiser:
         if self.engine == "highs":
             message["gap"] /= _COST_RANGE
         self._start()
-        assert self._process is not None and self._process.stdin is not None
+        assert self._process is not None
         try:
-            send(self._process.stdin, (self.engine, message))
+            send(cast("BinaryIO", self._process.stdin), (self.engine, message))
         except OSError:
             raise self._dead() from None
         return self._collect(program, time.monotonic() + seconds + _GRACE, on_better)

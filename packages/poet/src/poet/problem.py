@@ -190,7 +190,7 @@ class Problem:
 
     def _weighted(self, joules: np.ndarray, seconds: np.ndarray) -> np.ndarray:
         energy, time = self.objective.energy, self.objective.time
-        return (energy * joules if energy else 0.0) + (time * seconds if time else 0.0)
+        return np.add(energy * joules if energy else 0.0, time * seconds if time else 0.0)
 
     def _by_tier(self, of: Callable[[Tier, int], float]) -> np.ndarray:
         table = [[of(tier, value.size) for value in self.graph.values] for tier in self.tiers]

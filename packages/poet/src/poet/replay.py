@@ -30,6 +30,7 @@ class Replay:
         compute_joules: Modelled energy of all computation.
         paging_joules: Modelled energy of all transfers.
         compute_seconds: Time spent computing.
+        linear_seconds: Time as the linear engines see it: computation and what is shown of the transfers.
         makespan: Duration of the step, waits for transfers included.
         recomputed: Operations executed beyond their first time.
         paged_out: Transfers to tiers.
@@ -41,6 +42,7 @@ class Replay:
     compute_joules: float
     paging_joules: float
     compute_seconds: float
+    linear_seconds: float
     makespan: float
     recomputed: int
     paged_out: int
@@ -71,12 +73,15 @@ def replay(problem: Problem, events: Sequence[Event]) -> Replay:
     cost = float(problem.op_cost @ op_counts)
     cost += float((problem.out_cost * state.outs).sum() + (problem.in_cost * state.ins).sum())
     transfers = (problem.write_joules * state.outs).sum() + (problem.read_joules * state.ins).sum()
+    seconds = float(problem.op_seconds @ op_counts)
+    shown = problem.shown[:, None] * (problem.write_seconds * state.outs + problem.read_seconds * state.ins)
     return Replay(
         memory,
         cost,
         float(problem.op_joules @ op_counts),
         float(transfers),
-        float(problem.op_seconds @ op_counts),
+        seconds,
+        seconds + float(shown.sum()),
         state.clock.end(),
         counts[Kind.COMPUTE] - len(problem.graph.ops),
         counts[Kind.PAGE_OUT],
@@ -96,7 +101,9 @@ class _Clock:
         self.written: dict[tuple[int, int], float] = {}  # (value, tier) -> when its copy there is complete
 
     def compute(self, inputs: Sequence[int], outputs: Sequence[int], seconds: float) -> None:
-        self.now = max(self.now, *(self.ready.get(v, 0.0) for v in inputs), 0.0) + seconds
+        arrivals = [self.ready.get(v, 0.0) for v in inputs]
+        arrivals += [self.read_until.pop(v, 0.0) for v in outputs]  # a transfer still reads the copy to be replaced
+        self.now = max(self.now, 0.0, *arrivals) + seconds
         for v in outputs:
             self.ready[v] = self.now
 

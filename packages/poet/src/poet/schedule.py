@@ -1,4 +1,4 @@
-"""A schedule with its certificate: what a solver returns."""
+"""What engines are given and return: limits, status, events, bounds, certificates."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -6,7 +6,6 @@ from math import inf
 from typing import final
 
 from poet.events import Event
-from poet.problem import Problem
 
 
 class Status(StrEnum):
@@ -98,6 +97,3 @@ class Limits:
     gap: float = 1e-4
     workers: int = 1
     seed: int = 0
-
-
-__all__ = ["FRONTIER", "Certificate", "Found", "Limits", "Problem", "ScheduleError", "Status"]

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -22,6 +22,7 @@ from poet.trim import trim
 _DEPTHS = (1, 2, 3, 5, 8, 12, 18, 27, 40, 60, 90, 135, 200)
 _VARIABLES = 60_000  # beyond that, a grid is searched by neighbourhoods alone
 _WHOLE = 220  # operations up to which the whole grid is used
+_PATIENCE = 10  # neighbourhoods without a better schedule after which a deeper grid is taken
 
 
 @final
@@ -112,7 +113,7 @@ class _Search:
         self.began = time.monotonic()
         self.events: tuple[Event, ...] | None = None
         self.cost = np.inf
-        self.by = engine
+        self.by: str = engine
         self.bound = Bound(problem.baseline_cost, "every operation is executed once")
         self.lock = threading.Lock()
         self.interrupted = False
@@ -120,7 +121,8 @@ class _Search:
         self.prover = Optimiser("highs")
         self.thread: threading.Thread | None = None
         self.ended = threading.Event()
-        self.infeasible = False
+        self.rng = np.random.default_rng(limits.seed)
+        self.hurried = False
 
     # What is known
 
@@ -131,7 +133,7 @@ class _Search:
             seen = replay(self.problem, events)
         except ReplayError:
             return
-        late = seen.compute_seconds > self.problem.deadline * (1 + 1e-12)
+        late = seen.linear_seconds > self.problem.deadline * (1 + 1e-9)
         if seen.peak <= self.problem.ram and not late and seen.cost < self.cost:
             self.events, self.cost, self.by = events, seen.cost, doing
             self.tell(doing)
@@ -170,34 +172,32 @@ class _Search:
             return
         self.thread = threading.Thread(target=self._prove, daemon=True)
         self.thread.start()
-        grid = self._climb()
-        if grid is not None and not self.done():
-            self._neighbourhoods(grid)
+        self._climb()
         while not self.done() and self.thread.is_alive():
             self.thread.join(0.05)
 
-    def _climb(self) -> Grid | None:
-        """Solve grids of growing depth; the one on which neighbourhoods are to go on, if any."""
-        problem, n = self.problem, len(self.problem.graph.ops)
-        before: list[list[int]] = []
-        grid: Grid | None = None
-        for depth in (*_DEPTHS, n):
-            last = depth >= n
-            if last and n > _WHOLE:
-                return grid
-            places = all_places(problem.graph) if last else near_places(problem.graph, depth, problem.recomputable)
-            if places == before:
-                continue
-            before = places
+    def _climb(self) -> None:
+        """Solve grids of growing depth; where one is not solved in time, go on by neighbourhoods."""
+        for rung in self._rungs():
+            depth, places, last = rung
             grid = self._grid(places)
-            if len(grid.cost) > _VARIABLES and not last:
-                return grid
-            solved = self._solve(grid, f"grid of depth {'all' if last else depth}", last)
-            if self.done() or (last and solved):
-                return None
-            if not solved and self.events is not None:
-                return grid
-        return None
+            if self.events is not None and (self.hurried or len(grid.cost) > _VARIABLES):
+                self._neighbourhoods(grid, last=last or len(grid.cost) > _VARIABLES)
+            else:
+                self.hurried = not self._solve(grid, f"grid of depth {depth}", last)
+            if self.done():
+                return
+
+    def _rungs(self) -> Iterator[tuple[str, list[list[int]], bool]]:
+        """Depth, places, and whether it is the last."""
+        graph, n = self.problem.graph, len(self.problem.graph.ops)
+        before: list[list[int]] = []
+        for depth in _DEPTHS:
+            places = near_places(graph, depth, self.problem.recomputable) if depth < n else before
+            if places != before:
+                yield str(depth), places, False
+            before = places
+        yield "all", all_places(graph) if n <= _WHOLE else before, True
 
     def _grid(self, places: list[list[int]]) -> Grid:
         """The grid of some places and those of the best schedule."""
@@ -223,29 +223,26 @@ class _Search:
         )  # fmt: skip
         if answer.x is not None:
             self.offer(grid.decode(answer.x), doing)
-        if last and self.engine == "highs":
+        if last and self.engine == "highs" and len(self.problem.graph.ops) <= _WHOLE:
             if answer.status == "INFEASIBLE":
-                self.infeasible = True
                 self.prove(Bound(np.inf, "the whole grid is infeasible"))
             elif np.isfinite(answer.bound):
                 self.prove(Bound(grid.base + answer.bound - 1e-7 * grid.base, "branch and bound on the whole grid"))
         return answer.status in ("OPTIMAL", "INFEASIBLE")
 
-    def _neighbourhoods(self, grid: Grid) -> None:
-        """Improve the best schedule part by part until the time is over."""
-        rng = np.random.default_rng(self.limits.seed)
+    def _neighbourhoods(self, grid: Grid, last: bool) -> None:
+        """Improve the best schedule part by part, until nothing comes of it any more or the time is over."""
+        rng = self.rng
         program = Program(grid.cost, grid.matrix, grid.upper, grid.base)
         x = self._hint(grid)
         if x is None:
-            self._solve(grid, "first schedule on a deep grid", False)
-            x = self._hint(grid)
-            if x is None:
-                return
+            return
         relaxation = None
         if self.engine == "highs":
             relaxation = self.solver.relax(program, seconds=0.2 * self.left()).relaxed
         chooser = Chooser(grid, relaxation, rng)
-        while not self.done():
+        fruitless = 0
+        while not self.done() and (last or fruitless < _PATIENCE):
             kind, free_variables = chooser.draw(x)
             before = self.cost
             began, allowed = time.monotonic(), min(max(self.left(), 0.1), 8.0)
@@ -256,6 +253,7 @@ class _Search:
             if answer.x is not None and grid.cost @ answer.x < grid.cost @ x - 1e-12 * abs(grid.base):
                 x = answer.x
                 self.offer(grid.decode(x), f"neighbourhoods ({kind})")
+            fruitless = 0 if self.cost < before else fruitless + 1
             easy = answer.status == "OPTIMAL" and time.monotonic() - began < 0.5 * allowed
             chooser.learn(kind, better=self.cost < before, solved=easy)
 

@@ -33,7 +33,7 @@ def receive(stream: BinaryIO) -> Any:
     head = stream.read(8)
     if len(head) < 8:
         raise EOFError("the other process ended")
-    return pickle.loads(stream.read(struct.unpack("<Q", head)[0]))  # noqa: S301 - our own other half
+    return pickle.loads(stream.read(struct.unpack("<Q", head)[0]))
 
 
 def solve_cpsat(program: dict[str, Any], reply: Reply) -> None:

@@ -1,6 +1,7 @@
 """Bytes and deadlines as people write them."""
 
 import re
+from fractions import Fraction
 from math import inf, isfinite
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -28,14 +29,14 @@ def parse_bytes(text: int | str, *, whole: int | None = None) -> int:
         if text < 0:
             raise ValueError(f"bytes must not be negative, got {text}")
         return text
-    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(%|[A-Za-z]*)\s*", text) if isinstance(text, str) else None
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*(%|[A-Za-z]*)\s*", text) if isinstance(text, str) else None
     unit = match[2].upper() if match else None
     if match and unit == "%" and whole is not None:
-        return int(float(match[1]) * whole / 100)
+        return int(Fraction(match[1]) * whole / 100)
     if not match or unit not in _UNITS:
         percent = " or '40%'" if whole is not None else ""
         raise ValueError(f"expected bytes such as 262144, '256KiB', '1.5MB'{percent}, got {text!r}")
-    return int(float(match[1]) * _UNITS[unit])
+    return int(Fraction(match[1]) * _UNITS[unit])
 
 
 def parse_deadline(deadline: float | str | None, baseline: float) -> float:
@@ -54,6 +55,8 @@ def parse_deadline(deadline: float | str | None, baseline: float) -> float:
     """
     if deadline is None:
         return inf
+    if baseline == 0 and not isinstance(deadline, str) and deadline > 0:
+        return inf  # nothing takes time
     seconds = None
     if isinstance(deadline, str):
         match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(x|s|ms)\s*", deadline)
@@ -62,8 +65,6 @@ def parse_deadline(deadline: float | str | None, baseline: float) -> float:
     elif not isinstance(deadline, bool):
         seconds = deadline * baseline
     if seconds is None or not seconds > 0 or not isfinite(seconds):
-        if seconds == 0 == baseline:
-            return inf  # nothing takes time
         raise ValueError(f"expected a deadline such as 1.5, '1.5x', '90s', '200ms' or None, got {deadline!r}")
     return seconds
 
