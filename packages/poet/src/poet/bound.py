@@ -1,9 +1,9 @@
 r"""Lower bounds on the cost of every schedule of the class, by linear relaxation.
 
 `whole` relaxes the program on the grid of all places. `windows` cuts the stages into windows at chosen operations
-$t_1 < t_2 < \dots$ and limits memory only while those operations are executed for the first time: far smaller, and often
-no weaker, for what happens within a window is counted once. With $B_{v,w}$ (v is in RAM at the beginning of window w), $A_{v,w}$ (at some moment of it), $R_{i,w}$ and
-$I_{v,w,k}$ (recomputed, paged in at least once within it), every schedule satisfies
+$t_1 < t_2 < \dots$ and limits memory only while those operations are executed for the first time: far smaller, and
+often no weaker. With $B_{v,w}$ (v is in RAM at the beginning of window w), $A_{v,w}$ (at some moment of it), $R_{i,w}$
+and $I_{v,w,k}$ (recomputed, paged in at least once within it), every schedule satisfies
 
 $$B_{v,w+1} \le A_{v,w} \le B_{v,w} + R_{p(v),w} + \sum_k I_{v,w,k}, \quad R_{i,w} \le A_{u,w} \ (u \to i), \quad
 \sum_v m_v B_{v,w} + \text{outputs and workspace of } t_w \le M,$$

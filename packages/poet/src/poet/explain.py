@@ -57,8 +57,8 @@ def obstacle(problem: Problem) -> Explanation | None:
     ways = f"give at least {show_bytes(floor)} ({floor} bytes)"
     if problem.baseline_seconds > problem.deadline * (1 + 1e-9):
         return Explanation(
-            f"the deadline of {problem.deadline:.4g} s is below the {problem.baseline_seconds:.4g} s that the plain step "
-            "takes: give a longer deadline",
+            f"the deadline of {problem.deadline:.4g} s is below the {problem.baseline_seconds:.4g} s that the plain "
+            "step takes: give a longer deadline",
             "deadline", smallest_seconds=problem.baseline_seconds,
         )  # fmt: skip
     if limit >= floor:

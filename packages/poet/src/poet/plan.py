@@ -103,9 +103,9 @@ class Schedule:
             head,
             f"overhead {proof.overhead:.3%} of the plain step's cost, at most {proof.gap:.3%} above the least possible",
             f"bound by {proof.bound_by}, {proof.optimality}",
-            f"peak {show_bytes(self.peak)}; {seen.makespan:.4g} s; {seen.recomputed} operations recomputed, "
-            f"{seen.paged_out} page-outs, {seen.paged_in} page-ins",
         ]
+        counts = f"{seen.recomputed} operations recomputed, {seen.paged_out} page-outs, {seen.paged_in} page-ins"
+        lines.append(f"peak {show_bytes(self.peak)}; {seen.makespan:.4g} s; {counts}")
         if isfinite(seen.joules):
             lines.append(
                 f"modelled energy {seen.joules:.4g} J: {seen.compute_joules:.4g} J computing, "

@@ -77,9 +77,9 @@ def solve(
         ValueError: If an argument is out of range, or the profile lacks what the problem needs.
 
     Example:
-        >>> from poet import Device, zoo
-        >>> graph = zoo.load("mlp")
-        >>> schedule = solve(graph, Device.load("nrf52840"), ram="80%")
+        >>> from poet import Device, legacy
+        >>> graph = legacy.graph("linear")
+        >>> schedule = solve(graph, Device.load("nrf52840"), ram="60%")
         >>> schedule.verify(graph).ok
         True
     """
