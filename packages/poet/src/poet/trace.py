@@ -15,7 +15,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from common_core.memory import storage_bytes
@@ -39,7 +39,7 @@ def trace(
     sample: Any,
     *,
     gradients: Gradients = "keep",
-    optimizer_bytes_per_parameter: float = 0.0,
+    optimizer_bytes_per_parameter: int | float = 0,
     measure: bool = True,
     repeats: int = 3,
     fake: bool | None = None,
@@ -124,7 +124,7 @@ def _check(model: nn.Module, loss_fn: Any, sample: Any, gradients: str) -> None:
     if hasattr(model, "_orig_mod"):
         raise TraceError("the model is compiled by torch.compile: give the plain model, model._orig_mod")
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if isinstance(tensor, UninitializedTensorMixin):
+        if is_lazy(tensor):
             raise TraceError(f"{name!r} is not initialised yet: run the model once before tracing it")
         if tensor.device.type == "meta":
             raise TraceError(f"{name!r} lies on the meta device and has no data: materialise the model first")
@@ -265,7 +265,9 @@ class _Run:
 
     def _static(self, lowered: Lowered) -> Static:
         parameters = list(self.model.parameters())
-        states = sum(RNG_STATE.get(device.type, 0) for code in lowered.codes for device in code.random)
+        drawn = [device for code in lowered.codes for device in code.random]
+        drawn += 2 * list(dict.fromkeys(drawn))  # the state before the step, and the present one during a repetition
+        states = sum(RNG_STATE.get(device.type, 0) for device in drawn)
         constants = [o.tensor for o in self.recorder.origins if o.tensor is not None]
         trained = [p for p in parameters if p.requires_grad]
         return Static(

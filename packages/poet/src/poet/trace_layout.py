@@ -51,7 +51,7 @@ class Layout:
             and tensor.shape == self.shape
             and tensor.dtype is self.dtype
             and tensor.device.type == self.device.type
-            and tensor.storage_offset() == self.offset
+            and int(tensor.storage_offset()) == self.offset
         )
 
     @property

@@ -141,13 +141,22 @@ class Recorder(TorchDispatchMode):
         path = self.path
         if self.phase != "backward":
             self._paths.setdefault(_sequence_number(), path)
-        flops = flops_of(func, args, kwargs, result, [f.layout for f in fresh])
         self.calls.append(
             Call(
-                func, *encoded, tuple(refs), writes, versions, tuple(fresh), draws(func, args, kwargs), flops,
-                self.phase, path, torch.is_grad_enabled(),
+                func,
+                args=encoded[0],
+                kwargs=encoded[1],
+                reads=tuple(refs),
+                writes=writes,
+                versions=versions,
+                fresh=tuple(fresh),
+                random=draws(func, args, kwargs),
+                flops=flops_of(func, args, kwargs, result, [f.layout for f in fresh]),
+                phase=self.phase,
+                path=path,
+                grad=torch.is_grad_enabled(),
             )
-        )  # fmt: skip
+        )
 
     def _literal(self, func: Any, source: Tensor) -> Tensor:
         result = func(source)
@@ -161,7 +170,7 @@ class Recorder(TorchDispatchMode):
         """The arguments of an operator, with stand-ins for tensors that hold data."""
         if isinstance(value, list | tuple):
             return type(value)([self._stand_in(v) for v in value])
-        if type(value) not in (Tensor, nn.Parameter, nn.Buffer):
+        if type(value) not in (Tensor, nn.Parameter, nn.Buffer) or self._convert is None:
             return value
         fake = self._convert(value)
         if fake.untyped_storage()._cdata not in self._known:

@@ -48,7 +48,8 @@ class SwappedState:
 
     def __enter__(self) -> None:
         for module, kind, entry, _, stand_in in self._entries:
-            (module._parameters if kind == "parameter" else module._buffers)[entry] = stand_in
+            entries: dict[str, Any] = module._parameters if kind == "parameter" else module._buffers
+            entries[entry] = stand_in
 
     def __exit__(self, *error: object) -> None:
         for module, (attributes, modules, parameters, buffers) in self._before:
