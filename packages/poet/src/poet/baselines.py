@@ -138,7 +138,9 @@ def checkpointed(problem: Problem, blocks: Sequence[int]) -> list[Event]:
 def _stays(problem: Problem, v: int, segment: dict[int, int]) -> bool:
     """Whether a value crosses a border of the forward pass, or cannot be made again."""
     home = problem.graph.producer[v]
-    crosses = any(segment[i] != segment[home] for i in problem.graph.users[v] if i in segment) if home in segment else True
+    crosses = (
+        any(segment[i] != segment[home] for i in problem.graph.users[v] if i in segment) if home in segment else True
+    )
     return crosses or not problem.recomputable[home] or problem.graph.values[v].keep
 
 

@@ -84,8 +84,8 @@ class _Chain:
             for v in graph.ops[i].inputs:
                 if at == 0 or graph.producer[v] != self.forward[at - 1]:
                     raise ChainError(
-                        f"operation {graph.ops[i].name!r} reads {graph.values[v].name!r}, which the operation before it "
-                        "does not make: binomial checkpointing is for chains"
+                        f"operation {graph.ops[i].name!r} reads {graph.values[v].name!r}, which the operation before "
+                        "it does not make: binomial checkpointing is for chains"
                     )
         # The other operations, the positions that each reads, and those that are read after it.
         self.rest = [i for i in range(len(graph.ops)) if i not in self.position]
@@ -111,7 +111,9 @@ class _Chain:
                     return None
             run.steps.append(compute(i))
             needed = self.needed[number]
-            run.stored = {at for at in run.stored if at in needed or (not run.again[at] and at < max(needed, default=-1))}
+            run.stored = {
+                at for at in run.stored if at in needed or (not run.again[at] and at < max(needed, default=-1))
+            }
         return run.steps
 
 

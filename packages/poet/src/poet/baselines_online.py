@@ -92,7 +92,9 @@ class _Cache:
         """The next operation that reads a value for the first time; the end for kept values."""
         uses = self.graph.users[v]
         at = bisect_left(uses, self.now + 1)
-        return uses[at] if at < len(uses) else len(self.graph.ops) if self.graph.values[v].keep else inf
+        if at < len(uses):
+            return float(uses[at])
+        return float(len(self.graph.ops)) if self.graph.values[v].keep else inf
 
     def fetch(self, values: list[int]) -> None:
         """Bring values in and lock them."""
@@ -142,8 +144,9 @@ class _Cache:
             self.used -= self.sizes[v]
 
     def drop_dead(self, values: Iterable[int]) -> None:
+        reads = self.graph.ops[self.now].inputs if self.now < len(self.graph.ops) else ()
         for v in values:
-            if self.locked[v] <= 0 and self.next_use(v) == inf and v not in self.graph.ops[self.now].inputs:
+            if self.locked[v] <= 0 and self.next_use(v) == inf and v not in reads:
                 self.forget(v)
 
     def make_room(self, size: int) -> None:
@@ -170,7 +173,9 @@ class _Tiers:
         if v in self.taken:
             return self.taken[v]
         problem = self.problem
-        there = [k for k in range(len(self.room)) if problem.stored[k, v] <= self.room[k] and not problem.tiers[k].in_ram]
+        there = [
+            k for k in range(len(self.room)) if problem.stored[k, v] <= self.room[k] and not problem.tiers[k].in_ram
+        ]
         return min(there, key=lambda k: problem.in_cost[k, v] + problem.out_cost[k, v], default=None)
 
     def take(self, v: int, tier: int) -> None:

@@ -15,14 +15,14 @@ tier k, at least once in stage t), $O_{kv}$ (v is ever copied to tier k). Every 
 - memory when i runs again: $\sum_v m_v \max(P_{tv}, [v \text{ is read or made by } i] R_{ti})$ and workspace at most M;
 - the deadline, and the load of each channel.
 
-Copies in RAM (`in_ram` tiers) are tracked over the stages and take their room; limits of other tiers are left out, which
-keeps the bound valid.
+Copies in RAM (`in_ram` tiers) are tracked over the stages and take their room; limits of other tiers are left out,
+which keeps the bound valid.
 """
 
 from math import inf, isfinite
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 
 from poet.linear import NONE, Builder, minimise
 from poet.problem import Problem

@@ -21,7 +21,7 @@ class Builder:
         >>> lp = Builder()
         >>> x = lp.variables(np.ones(2, dtype=bool), cost=np.array([2.0, 1.0]))
         >>> lp.rows([(1.0, x[:1]), (1.0, x[1:])], lower=1.0)
-        >>> minimise(lp.build()).bound
+        >>> round(minimise(lp.build()).bound, 9)
         1.0
     """
 
@@ -195,5 +195,5 @@ def safe_bound(program: Linear, dual: Float[np.ndarray, " rows"]) -> float:
     reduced = program.cost - program.matrix.T @ y
     corner = np.where(reduced > 0, program.lower, program.upper)
     total = float((y * side).sum() + (reduced * corner).sum())
-    size = np.abs(program.cost) + np.abs(program.matrix).T @ np.abs(y)
+    size = np.abs(program.cost) + abs(program.matrix).T @ np.abs(y)
     return total - 2.0**-46 * float(np.abs(y * side).sum() + (size * np.abs(corner)).sum())

@@ -1,7 +1,7 @@
 r"""The paper's program, equation by equation, in cvxpy: to be read, and to be compared with.
 
 Stage t ends with the first execution of operation t. Binary: $R_{ti}$ (operation i runs in stage t), $S_{tv}$ (value v
-is in RAM when stage t starts), $D_{tv}$ (a copy is on the tier by then), $I_{tv}$, $O_{tv}$ (paged in, out, in stage t),
+is in RAM when stage t starts), $D_{tv}$ (a copy is on the tier by then), $I_{tv}$, $O_{tv}$ (paged in, out, in it),
 $F_{tvk}$ (v is freed after operation k in stage t). It has $6T^2 + T|E|$ variables: for graphs of some ten operations.
 `poet.tight` solves the same program much faster.
 
@@ -15,7 +15,7 @@ Reference:
 from dataclasses import dataclass
 from importlib import import_module
 from math import inf, isfinite
-from typing import Any, Literal, final
+from typing import Any, final
 
 import numpy as np
 
@@ -23,7 +23,6 @@ from poet.problem import Problem
 from poet.schedule import Found, Limits
 from poet.stages import Best, Plan
 
-Solver = Literal["HIGHS", "SCIP", "SCIPY", "GUROBI", "CBC", "GLPK_MI"]
 SOLVERS = ("HIGHS", "SCIP", "SCIPY", "GUROBI", "CBC", "GLPK_MI")
 
 
@@ -34,13 +33,13 @@ class ReferenceUnavailableError(ValueError):
     """cvxpy, or the solver asked for, is not installed."""
 
 
-def solve_reference(problem: Problem, limits: Limits | None = None, solver: Solver = "HIGHS") -> Found:
+def solve_reference(problem: Problem, limits: Limits | None = None, solver: str = "HIGHS") -> Found:
     """Solve the paper's program.
 
     Args:
         problem: At most one tier; a graph of some ten operations.
         limits: Time and gap.
-        solver: A mixed-integer solver that cvxpy knows and this environment has.
+        solver: One of `SOLVERS` that this environment has.
 
     Returns:
         The schedule, and the solver's bound where cvxpy passes one on (else the plain step's cost).
@@ -127,17 +126,13 @@ def formulate_reference(problem: Problem) -> Reference:
         S[1:] <= S[:-1] + R @ made + I,  # in RAM: as before, computed or paged in
         D[1:] <= D[:-1] + O,  # on the tier: as before, or paged out
         D[0] == 0,
-        I <= D[:-1],
-        O <= S[:-1],
+        D[:-1] >= I,
+        S[:-1] >= O,
     ]
     for v, i in enumerate(graph.producer):
-        for k in graph.users[v]:
-            rules.append(R[:, k] <= R[:, i] + S[:-1, v])  # an operation finds its inputs
-        if graph.values[v].keep:
-            rules.append(S[T, v] == 1)
-    for i in range(T):
-        if not problem.recomputable[i]:
-            rules.append(cp.sum(R[:, i]) == 1)
+        rules += [R[:, k] <= R[:, i] + S[:-1, v] for k in graph.users[v]]  # an operation finds its inputs
+    rules += [S[T, v] == 1 for v, value in enumerate(graph.values) if value.keep]
+    rules += [cp.sum(R[:, i]) == 1 for i in range(T) if not problem.recomputable[i]]
     if not problem.tiers:
         rules += [I == 0, O == 0]
     rules += _memory(cp, problem, R, S)
@@ -166,7 +161,7 @@ def _memory(cp: Any, problem: Problem, R: Any, S: Any) -> list[Any]:
             users = [j for j in graph.users[v] if j > k]
             hazards = (1 - R[:, k]) + S[1:, v] + sum(R[:, j] for j in users)
             F = cp.Variable(T, boolean=True, name=f"F[{v},{k}]")
-            rules += [1 - F <= hazards, hazards <= (2 + len(users)) * (1 - F)]  # freed if and only if no hazard
+            rules += [hazards >= 1 - F, hazards <= (2 + len(users)) * (1 - F)]  # freed if and only if no hazard
             freed += m[v] * F
         if k + 1 < T:
             rules.append(U[:, k + 1] == U[:, k] + outputs[k + 1] * R[:, k + 1] - freed)
@@ -222,7 +217,9 @@ def _options(solver: str, limits: Limits) -> dict[str, Any]:
     seconds, gap = limits.seconds, limits.gap
     return {
         "HIGHS": {"time_limit": seconds, "mip_rel_gap": gap, "threads": limits.workers, "random_seed": limits.seed},
-        "SCIP": {"scip_params": {"limits/time": seconds, "limits/gap": gap, "randomization/randomseedshift": limits.seed}},
+        "SCIP": {
+            "scip_params": {"limits/time": seconds, "limits/gap": gap, "randomization/randomseedshift": limits.seed}
+        },
         "SCIPY": {"scipy_options": {"time_limit": seconds, "mip_rel_gap": gap}},
         "GUROBI": {"TimeLimit": seconds, "MIPGap": gap, "Threads": limits.workers, "Seed": limits.seed},
         "CBC": {"maximumSeconds": seconds, "allowableFractionGap": gap},

@@ -41,8 +41,8 @@ class Prices:
         producer = self.problem.graph.producer
         price: dict[int, float] = {}
         for v in self._closure(targets, present):
-            again = self.op[producer[v]] + sum(price.get(u, 0.0) for u in dict.fromkeys(ops[producer[v]].inputs))
-            price[v] = min(again, self.back[v])
+            redo = self.op[producer[v]] + sum(price.get(u, 0.0) for u in dict.fromkeys(ops[producer[v]].inputs))
+            price[v] = min(redo, self.back[v])
         paged: set[int] = set()
         again: set[int] = set()
         stack = [v for v in targets if v in price]
@@ -93,7 +93,10 @@ class Prices:
 
 
 def follow(
-    problem: Problem, wanted: Bool[np.ndarray, "T+1 V"], prices: Prices, value: Float[np.ndarray, "T+1 V"] | None = None
+    problem: Problem,
+    wanted: Bool[np.ndarray, "stages V"],
+    prices: Prices,
+    value: Float[np.ndarray, "stages V"] | None = None,
 ) -> list[Event] | None:
     """Steps of a schedule that has a value in RAM at the start of a stage only if it is wanted there, and fits.
 
@@ -132,7 +135,9 @@ def _squeeze(
     op, sizes = problem.graph.ops[t], problem.sizes
     around = {*op.inputs, *op.outputs}
     room = problem.ram - problem.graph.working_set(t)
-    rest = sorted(present - around, key=lambda v: prices.back[v] / max(sizes[v], 1) if value is None else float(value[v]))
+    rest = sorted(
+        present - around, key=lambda v: prices.back[v] / max(sizes[v], 1) if value is None else float(value[v])
+    )
     excess = sum(int(sizes[v]) for v in rest) - room
     gone = set()
     for v in rest:

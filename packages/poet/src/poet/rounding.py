@@ -56,7 +56,9 @@ def solve_rounding(
         if left <= 0:
             break
         ram = max(int(problem.ram * (1 - reserve)), problem.graph.largest_working_set)
-        relaxed = relaxation(problem.with_ram(ram + problem.graph.static.total), Limits(seconds=min(left, limits.seconds / 2)))
+        relaxed = relaxation(
+            problem.with_ram(ram + problem.graph.static.total), Limits(seconds=min(left, limits.seconds / 2))
+        )
         for wanted, prices in _roundings(problem, relaxed, thresholds, rng, draws):
             steps = follow(problem, wanted, prices, relaxed.S)
             best.offer(None if steps is None else add_copies(problem, steps))
@@ -71,17 +73,20 @@ def _roundings(
     thresholds: Sequence[float],
     rng: np.random.Generator | None,
     draws: int,
-) -> Iterator[tuple[Bool[np.ndarray, "T+1 V"], Prices]]:
+) -> Iterator[tuple[Bool[np.ndarray, "stages V"], Prices]]:
     graph = problem.graph
     count = len(graph.values)
     if relaxed.S is None or relaxed.D is None:  # no solution in the paper's class, or no time: all or nothing
-        for wanted in (np.ones((len(graph.ops) + 1, count), dtype=bool), np.zeros((len(graph.ops) + 1, count), dtype=bool)):
+        for wanted in (
+            np.ones((len(graph.ops) + 1, count), dtype=bool),
+            np.zeros((len(graph.ops) + 1, count), dtype=bool),
+        ):
             yield wanted, prices_of(problem, np.zeros((len(problem.tiers), count), dtype=bool))
         return
     cuts = [np.full(count, threshold) for threshold in thresholds]
     cuts += [rng.uniform(size=count) for _ in range(draws)] if rng is not None else []
     for cut in cuts:
-        wanted = relaxed.S > cut
+        wanted = cut < relaxed.S
         copied = relaxed.D.max(axis=0, initial=0.0) > cut
         for weight in (0.0, 1.0) if isfinite(problem.deadline) else (0.0,):
             yield wanted, prices_of(problem, copied, weight)

@@ -63,9 +63,7 @@ class Plan:
 
 
 def _bring(values: Iterable[int], pending: dict[int, int], steps: list[Event]) -> None:
-    for v in values:
-        if v in pending:
-            steps.append(page_in(v, pending.pop(v)))
+    steps += [page_in(v, pending.pop(v)) for v in dict.fromkeys(values) if v in pending]
 
 
 def settle(problem: Problem, steps: Sequence[Event]) -> tuple[Event, ...]:

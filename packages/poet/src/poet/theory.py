@@ -16,12 +16,11 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 from itertools import count
 from math import inf
-from typing import Literal, final
+from typing import final
 
 from poet.events import Event, compute, drop, free, page_in, page_out
 from poet.problem import Problem
 
-Order = Literal["any", "graph", "indexed"]
 ORDERS = ("any", "graph", "indexed")
 
 _State = tuple[int, int, int, int]  # executed operations, last recomputation of the stage, values in RAM, copies
@@ -42,14 +41,14 @@ class Optimum:
     events: tuple[Event, ...]
 
 
-def optimum(problem: Problem, order: Order = "graph") -> Optimum | None:
+def optimum(problem: Problem, order: str = "graph") -> Optimum | None:
     """The cheapest schedule of a class by Dijkstra's algorithm over what is in RAM, where copies are, what has run.
 
     With a deadline a state keeps every combination of cost, time and channel loads that none other beats.
 
     Args:
         problem: At most about 8 operations and values; the work grows as 2^(operations + values · (1 + tiers)).
-        order: Class of schedules, see the module.
+        order: `"any"`, `"graph"` or `"indexed"`, see the module.
 
     Returns:
         The optimum, or None if no schedule of the class fits.
@@ -75,7 +74,7 @@ def optimum(problem: Problem, order: Order = "graph") -> Optimum | None:
 class _Search:
     """States, moves and labels."""
 
-    def __init__(self, problem: Problem, order: Order) -> None:
+    def __init__(self, problem: Problem, order: str) -> None:
         graph = problem.graph
         self.problem, self.order = problem, order
         self.all_ops = (1 << len(graph.ops)) - 1

@@ -44,13 +44,11 @@ def revolve_steps(steps: int, snapshots: int) -> int:
     return r * steps - comb(snapshots + r, r - 1) if r else 0
 
 
-def two_level_cost(
-    steps: int, snapshots: int, forward: float = 1.0, write: float = 2.0, read: float = 2.0
-) -> float:
+def two_level_cost(steps: int, snapshots: int, forward: float = 1.0, write: float = 2.0, read: float = 2.0) -> float:
     r"""Cost of all executions and transfers, adjoint model with a disk of unlimited size beside c snapshots in RAM.
 
-    Two tables: $R(n, c)$ where the first state of the n steps is in RAM with c free snapshots beside it, $Q(n, c)$ where
-    it is on disk and in hand. The next state stored is the m-th, in RAM or on disk, or none is:
+    Two tables: $R(n, c)$ where the first state of the n steps is in RAM with c free snapshots beside it, $Q(n, c)$
+    where it is on disk and in hand. The next state stored is the m-th, in RAM or on disk, or none is:
 
     $$R(n, c) = \min_m \{ m u + R(n-m, c-1) + R(m, c),\; m u + w + Q(n-m, c) + R(m, c),\; (n-1) u + R(n-1, c) \}$$
 
@@ -155,13 +153,13 @@ def chain_executions(steps: int, places: int) -> float:
 
     Example:
         >>> [chain_executions(5, p) for p in (5, 4, 3, 2)]
-        [5, 6, 7, 9]
+        [5.0, 6.0, 7.0, 9.0]
     """
 
     @cache
     def executions(beyond: int, free: int) -> float:
         if beyond == 0:
-            return 0
+            return 0.0
         if free == 0:
             return inf
         reach = range(1, (beyond if free >= 2 else 1) + 1)

@@ -29,7 +29,9 @@ def stage_optimum(problem: Problem) -> float:
     """
     if len(problem.tiers) > 1 or any(tier.in_ram or tier.capacity is not None for tier in problem.tiers):
         raise ValueError("the paper's class has one tier, outside RAM and unlimited")
-    if any(len(op.outputs) != 1 for op in problem.graph.ops) or problem.paging == "overlap" and problem.deadline < inf:
+    if any(len(op.outputs) != 1 for op in problem.graph.ops) or (
+        problem.paging == "overlap" and problem.deadline < inf
+    ):
         raise ValueError("the paper's class has one output an operation, and no channels in its deadline")
     n = len(problem.graph.ops)
     first: _Label = (problem.baseline_cost, problem.baseline_seconds)
@@ -138,8 +140,8 @@ def _fits(problem: Problem, ram: frozenset[int], run: list[int], kept: frozenset
 
 def _price(problem: Problem, redone: frozenset[int], read: frozenset[int], written: frozenset[int]) -> _Label:
     ops = [problem.graph.producer[v] for v in redone]
-    cost = sum(float(problem.op_cost[i]) for i in ops)
-    seconds = sum(float(problem.op_seconds[i]) for i in ops)
+    cost = float(sum(problem.op_cost[i] for i in ops))
+    seconds = float(sum(problem.op_seconds[i] for i in ops))
     for values, price, time in (
         (read, problem.in_cost, problem.read_seconds),
         (written, problem.out_cost, problem.write_seconds),

@@ -5,17 +5,18 @@ that say when a value may be freed become
 
 $$F_{tvk} \le R_{tk}, \qquad F_{tvk} + S_{t+1,v} \le 1, \qquad F_{tvk} + R_{tj} \le 1 \text{ for later readers } j$$
 
-F is then integral by itself, and continuous. Further rows change no integral point: of all frees of a value in a stage and
-its staying in RAM, at most one happens, and only to what is there,
+F is then integral by itself, and continuous. Further rows change no integral point: of all frees of a value in a stage
+and its staying in RAM, at most one happens, and only to what is there,
 
 $$\sum_k F_{tvk} + S_{t+1,v} \le 1, \qquad \sum_k F_{tvk} + S_{t+1,v} \le S_{tv} + R_{tv} + I_{tv}$$
 
-without which fractional points free a value more often than they hold it. Several tiers, copies in RAM and tiers of limited size are covered: copies
-take their room from the stage in which they are made to the one in which they are last read.
+without which fractional points free a value more often than they hold it. Several tiers, copies in RAM and tiers of
+limited size are covered: copies take their room from the stage in which they are made to the one in which they are last
+read.
 
-The relaxation bounds the paper's class (`STAGES`), which is smaller than `poet.schedule.FRONTIER`: there a page-in may
-come within a stage, and RAM of stages is not held for its sake. Where RAM is tight the optimum of the larger class can be
-below this bound; see `poet.frontier` for one that holds in the larger class.
+The relaxation bounds the paper's class (`STAGES`), which is smaller than `poet.schedule.FRONTIER`: there a transfer may
+happen within a stage, and recomputations in any order. Where RAM is tight the optimum of the larger class can be below
+this bound; see `poet.frontier` for one that holds in the larger class.
 
 Reference:
     Patil et al. (2022), section 4; Jain et al. (2020), Checkmate, section 4.
@@ -92,7 +93,7 @@ class LinearBound:
 
     Attributes:
         value: Proved: no schedule of the class `STAGES` costs less. Infinite if there is none.
-        finished: Whether the solver came to an end; else the value is the plain step's cost, or what was proved by then.
+        finished: Whether the solver came to an end; else the value is the plain step's cost.
         R: How far operation i runs in stage t; None without a solution, as all that follow.
         S: How far value v is in RAM at the start of stage t.
         D: How far tier k holds a copy of it by then.
@@ -192,7 +193,7 @@ def formulate_tight(problem: Problem) -> Tight:
 def _variables(lp: Builder, problem: Problem, scale: float) -> Places:
     """Only pairs of a stage and what can already exist in it."""
     graph = problem.graph
-    T, K, V = len(graph.ops), len(problem.tiers), len(graph.values)
+    T, K = len(graph.ops), len(problem.tiers)
     stage = np.arange(T)
     kept = np.array([value.keep for value in graph.values])
     first = np.eye(T, dtype=bool)
@@ -323,15 +324,13 @@ def _deadline(lp: Builder, problem: Problem, at: Places) -> None:
     writes = np.tile((problem.write_seconds / limit).ravel(), T)[None]
     shown = np.tile(np.repeat(problem.shown, len(problem.graph.values)), T)[None]
     busy = np.tile(problem.op_seconds / limit, T)[None]
-    lp.rows(
-        [(busy, at.run.reshape(1, -1)), (shown * reads, at.read.reshape(1, -1)), (shown * writes, at.written.reshape(1, -1))],
-        upper=1.0,
-    )
+    run, read, written = (index.reshape(1, -1) for index in (at.run, at.read, at.written))
+    lp.rows([(busy, run), (shown * reads, read), (shown * writes, written)], upper=1.0)
     for k, tier in enumerate(problem.tiers):
         if problem.paging == "overlap" and not tier.in_ram:
-            read = (np.tile(problem.read_seconds[k] / limit, T)[None], at.read[:, k].reshape(1, -1))
-            write = (np.tile(problem.write_seconds[k] / limit, T)[None], at.written[:, k].reshape(1, -1))
-            for load in ([read], [write]) if tier.duplex else ([read, write],):
+            ins = (np.tile(problem.read_seconds[k] / limit, T)[None], at.read[:, k].reshape(1, -1))
+            outs = (np.tile(problem.write_seconds[k] / limit, T)[None], at.written[:, k].reshape(1, -1))
+            for load in ([ins], [outs]) if tier.duplex else ([ins, outs],):
                 lp.rows(load, upper=1.0)
 
 
