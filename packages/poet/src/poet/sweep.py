@@ -9,7 +9,7 @@ from poet.explain import floor_ram
 from poet.graph import Graph
 from poet.plan import Schedule, rebound
 from poet.problem import formulate
-from poet.solve import solve
+from poet.solving import solve
 
 
 @final
