@@ -21,16 +21,17 @@ CUDA_BLOCK = 512
 
 
 def measure(program: Program, *sample: Any, repeats: int = 3) -> Graph:
-    """Run the step with every operation repeated, and note what it takes.
+    """Run the step several times, and note what every operation takes.
 
-    Durations are medians and include the executor's own time for an operation. Workspace is what torch's allocator
-    hands out while an operation runs, at most, less its results; libraries that allocate for themselves (oneDNN's
-    scratch pads, for example) are not seen. Parameters, buffers, gradients and random generators stay as they are.
+    Durations are medians over whole steps (with caches and pages as a step finds them), and include the executor's own
+    time for an operation. Workspace is what torch's allocator hands out while an operation runs, at most, less its
+    results; libraries that allocate for themselves (oneDNN's scratch pads, for example) are not seen. Parameters,
+    buffers, gradients and random generators stay as they are.
 
     Args:
         program: The traced step.
         sample: Inputs and targets, as they were given to `trace`.
-        repeats: How often every operation is timed, after one execution that is not.
+        repeats: How many steps are timed, after one that is not.
 
     Returns:
         The program's graph with measured seconds, sizes and workspaces.
@@ -43,23 +44,28 @@ def measure(program: Program, *sample: Any, repeats: int = 3) -> Graph:
         raise ValueError(f"repeats must be at least 1, got {repeats}")
     externals = program.bind(*sample)
     device = _device(program)
-    seconds: list[float] = []
+    seconds: list[list[float]] = [[] for _ in program.graph.ops]
     sizes = [value.size for value in program.graph.values]
     workspaces = [op.workspace for op in program.graph.ops]
+
+    def timed(i: int, memory: Memory) -> None:
+        _synchronise(device)
+        start = perf_counter()
+        program.run_op(i, memory, externals)
+        _synchronise(device)
+        seconds[i].append(perf_counter() - start)
+        for v in program.graph.ops[i].outputs:
+            sizes[v] = memory[v].untyped_storage().nbytes()
+
     with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-
-        def timed(i: int, memory: Memory) -> None:
-            seconds.append(_median_seconds(program, i, memory, externals, repeats, device))
-            for v in program.graph.ops[i].outputs:
-                sizes[v] = memory[v].untyped_storage().nbytes()
-
-        _walk(program, timed)
+        for _ in range(repeats + 1):
+            _walk(program, timed)
         if device.type == "cuda":
             _cuda_workspaces(program, externals, device, workspaces)
             sizes = [-(-size // CUDA_BLOCK) * CUDA_BLOCK for size in sizes]
         else:
             _cpu_workspaces(program, externals, sizes, workspaces)
-    return _with(program.graph, seconds, sizes, workspaces)
+    return _with(program.graph, [median(times[1:]) for times in seconds], sizes, workspaces)
 
 
 def _with(graph: Graph, seconds: Sequence[float], sizes: Sequence[int], workspaces: Sequence[int]) -> Graph:
@@ -81,23 +87,6 @@ def _walk(program: Program, run: Callable[[int, Memory], None]) -> None:
         for v in {*op.inputs, *op.outputs}:
             if last[v] == i:
                 del memory[v]
-
-
-def _median_seconds(
-    program: Program, i: int, memory: Memory, externals: Sequence[Tensor], repeats: int, device: torch.device
-) -> float:
-    """Median duration of an operation; its results are left in the memory."""
-    program.run_op(i, memory, externals)
-    durations = []
-    for _ in range(repeats):
-        for v in program.graph.ops[i].outputs:
-            del memory[v]
-        _synchronise(device)
-        start = perf_counter()
-        program.run_op(i, memory, externals)
-        _synchronise(device)
-        durations.append(perf_counter() - start)
-    return median(durations)
 
 
 def _cuda_workspaces(

@@ -39,7 +39,7 @@ def trace(
     sample: Any,
     *,
     gradients: Gradients = "keep",
-    optimizer_bytes_per_parameter: int | float = 0,
+    optimizer_bytes_per_parameter: float = 0.0,
     measure: bool = True,
     repeats: int = 3,
     fake: bool | None = None,
@@ -57,10 +57,11 @@ def trace(
             the parameter as soon as nothing in the step needs the parameter any more.
         optimizer_bytes_per_parameter: State of the optimizer, in bytes per number; 8 for Adam in float32.
         measure: Whether to run the step `repeats` times with the sample for real bytes, durations and workspaces.
-        repeats: How often every operation is timed.
+        repeats: How many steps are timed.
         fake: Whether to trace on stand-ins without data (each operator is tried by itself, on zeros, where that is
             safe). Otherwise the step runs for real once, on copies of parameters and buffers: for operators that have
-            no stand-in, or a wrong one. None: for real only if measuring shows that a stand-in was wrong.
+            no stand-in, or a wrong one; numbers that leave torch's operators then (`.numpy()`, `.tolist()`) go
+            unnoticed and are baked in. None: for real only if measuring shows that a stand-in was wrong.
 
     Returns:
         The program; `.graph` is the graph.

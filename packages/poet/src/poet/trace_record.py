@@ -4,7 +4,6 @@ Nothing is rewritten: views disappear because a tensor is known as a storage and
 place stay what they are, each write starting a new *version* of its storage.
 """
 
-import gc
 from collections.abc import Callable, Iterator
 from typing import Any, final
 
@@ -50,7 +49,6 @@ class Recorder(TorchDispatchMode):
         self.failed: str | None = None
         self._convert = convert
         self._probe = Probe() if convert is not None else None
-        self._there = None if convert is not None else _alive()
         self.modules: list[str] = []
         self._paths: dict[int, str] = {}  # autograd's number of a node -> module that ran when it was made
 
@@ -206,11 +204,6 @@ class Recorder(TorchDispatchMode):
                 f"a tensor of shape {list(source.shape)} used {self.place()} requires grad and is not a parameter of "
                 "the model: register it as nn.Parameter, or detach it"
             )
-        if self._there is not None and source.untyped_storage()._cdata not in self._there:
-            raise TraceError(
-                f"a tensor of shape {list(source.shape)} used {self.place()} was made by something else than torch's "
-                "operators (numpy?) while the step ran: schedules cannot repeat that"
-            )
         self.adopt(tensor, Origin("constant", f"constant {len(self.origins)}", Layout.of(tensor), source))
 
     def _add(self, tensor: Tensor, external: int | None) -> int:
@@ -224,12 +217,6 @@ class Recorder(TorchDispatchMode):
 def data_error(func: Any, recorder: Recorder) -> TraceError:
     """The error for an operator whose result's shape or value depends on the data."""
     return TraceError(_data_message(func, recorder))
-
-
-def _alive() -> set[int]:
-    """The storages of all tensors that exist now."""
-    tensors = [o for o in gc.get_objects() if type(o) in (Tensor, nn.Parameter, nn.Buffer)]
-    return {t.untyped_storage()._cdata for t in tensors if t.layout is torch.strided}
 
 
 def _results(func: Any, result: Any, recorder: Recorder) -> Iterator[tuple[int | None, Tensor]]:
