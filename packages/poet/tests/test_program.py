@@ -76,6 +76,12 @@ def test_binding_checks_the_model_and_the_inputs():
         program.bind(inputs.to(memory_format=torch.channels_last), targets)
     with pytest.raises(SignatureError, match=r"'0\.weight' is now"):
         program.with_model(copy.deepcopy(model).to(memory_format=torch.channels_last)).bind(inputs, targets)
+    with pytest.raises(SignatureError, match=r"train\(\) or eval\(\)"):
+        program.with_model(copy.deepcopy(model).eval()).bind(inputs, targets)
+    frozen = copy.deepcopy(model)
+    frozen[0].weight.requires_grad_(False)
+    with pytest.raises(SignatureError, match="requires_grad changed"):
+        program.with_model(frozen).bind(inputs, targets)
     baked = trace(model, lambda o, t, k: loss_fn(o, t) * k, (inputs, (targets, 3)), measure=False)
     baked.bind(inputs, (targets, 3))
     with pytest.raises(SignatureError, match="traced with 3, which is baked in"):

@@ -473,6 +473,10 @@ def test_models_that_cannot_be_traced():
         trace(nn.Embedding(9, 2, sparse=True), total, (torch.tensor([1, 2]), None))
     with pytest.raises(TraceError, match="only plain dense tensors"):
         trace(nn.Linear(6, 3), total, (torch.randn(4, 6).to_sparse(), None))
+    hooked = nn.Linear(6, 3)
+    hooked.weight.register_hook(lambda gradient: gradient * 2)
+    with pytest.raises(TraceError, match="'weight' has hooks"):
+        trace(hooked, total, sample)
     compiled = nn.Linear(6, 3)
     compiled._orig_mod = None
     with pytest.raises(TraceError, match=r"torch\.compile"):

@@ -1,6 +1,6 @@
 """A training step as operators on storages: what `poet.Graph` describes, ready to run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, final
@@ -114,6 +114,7 @@ class Program:
         gradients: The gradient of each parameter that requires one.
         mutations: Tensors that the step changes.
         mode: What happens to gradients.
+        flags: From `flags`, while the model was traced.
     """
 
     graph: Graph
@@ -128,6 +129,7 @@ class Program:
     gradients: tuple[Gradient, ...] = field(repr=False)
     mutations: tuple[Mutation, ...] = field(repr=False)
     mode: Gradients = "keep"
+    flags: tuple[bool, ...] = field(default=(), repr=False)
 
     @cached_property
     def _lookup(self) -> "_Lookup":
@@ -158,8 +160,13 @@ class Program:
             One tensor for each of `externals`, detached.
 
         Raises:
-            SignatureError: If the inputs differ from those traced in nesting, shape, type, strides or device.
+            SignatureError: If the inputs differ from those traced in nesting, shape, type, strides or device; or the
+                model is no longer as it was traced.
         """
+        if flags(self._lookup.all) != self.flags:
+            raise SignatureError(
+                "train() or eval() was called, or requires_grad changed, since the model was traced: trace it again"
+            )
         tensors = self._inputs(sample)
         lookup = self._lookup
         bound = []
@@ -220,6 +227,15 @@ class Program:
         return tensors
 
 
+def flags(modules: Iterable[nn.Module]) -> tuple[bool, ...]:
+    """Which modules are in training mode, and which parameters require gradients."""
+    found = []
+    for module in modules:
+        found.append(module.training)
+        found.extend(p.requires_grad for p in module._parameters.values() if p is not None)
+    return tuple(found)
+
+
 def _checked(leaf: Any, layout: Layout, position: int) -> Tensor:
     if not isinstance(leaf, Tensor):
         raise SignatureError(f"input {position} must be a tensor as it was while tracing, got {type(leaf).__name__}")
@@ -248,6 +264,7 @@ class _Lookup:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
+        self.all = list(model.modules())
         self.modules: dict[str, tuple[nn.Module, str]] = {}
 
     def __call__(self, kind: str, name: str) -> Any:

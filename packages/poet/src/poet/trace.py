@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from common_core.memory import storage_bytes
 from poet.graph import Static
 from poet.measure import measure as measure_program
-from poet.program import External, Gradient, Gradients, Mutation, Program
+from poet.program import External, Gradient, Gradients, Mutation, Program, flags
 from poet.trace_call import Origin, Ref, TraceError
 from poet.trace_code import LayoutError
 from poet.trace_layout import Layout
@@ -127,6 +127,8 @@ def _check(model: nn.Module, loss_fn: Any, sample: Any, gradients: str) -> None:
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if is_lazy(tensor):
             raise TraceError(f"{name!r} is not initialised yet: run the model once before tracing it")
+        if tensor._backward_hooks or getattr(tensor, "_post_accumulate_grad_hooks", None):
+            raise TraceError(f"{name!r} has hooks on its gradient, which a schedule cannot run: remove them")
         if tensor.device.type == "meta":
             raise TraceError(f"{name!r} lies on the meta device and has no data: materialise the model first")
 
@@ -221,6 +223,8 @@ class _Run:
         lowered = lower(recorder, versions)
         whole = [Mutation(e, lowered.whole(version), True) for e, version in changed.items() if e not in replaced]
         mutations = (*whole, *(Mutation(e, lowered.output(ref, recorder), False) for e, ref in replaced.items()))
+        if self.step.gradients == "apply":
+            _pin(lowered, recorder)
         found = tuple(_gradient(n, ref, lowered, recorder, self.step.gradients) for n, ref in gradients.items())
         loss_output = lowered.output(loss, recorder)
         keep = {mutation.output.value for mutation in mutations} | {loss_output.value}
@@ -246,6 +250,7 @@ class _Run:
             gradients=found,
             mutations=mutations,
             mode=self.step.gradients,
+            flags=flags(self.model.modules()),
         )
 
     def _changed(self) -> dict[int, tuple[int, int]]:
@@ -278,6 +283,14 @@ class _Run:
             buffers=storage_bytes([*self.model.buffers(), *constants]) + states,
             inputs=storage_bytes([leaf for leaf in self.leaves if isinstance(leaf, Tensor)]),
         )
+
+
+def _pin(lowered: Lowered, recorder: Recorder) -> None:
+    """Backward operations that read a parameter may not run again: it may have been updated by then."""
+    parameters = {e for e, origin in enumerate(recorder.origins) if origin.kind == "parameter"}
+    for i, op in enumerate(lowered.ops):
+        if op.phase == "backward" and lowered.reads[i] & parameters:
+            lowered.ops[i] = replace(op, recomputable=False)
 
 
 def _gradient(name: str, ref: Ref | None, lowered: Lowered, recorder: Recorder, mode: Gradients) -> Gradient:

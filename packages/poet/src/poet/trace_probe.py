@@ -17,7 +17,7 @@ from poet.trace_layout import Layout
 
 # Operators that check what they are given. Others are not tried: one that trusts an opaque workspace (a recurrent
 # layer's backward pass) crashes on zeros.
-_SAFE_TAGS = (torch.Tag.core, torch.Tag.pointwise, torch.Tag.reduction)
+_SAFE_TAGS = tuple(getattr(torch.Tag, name) for name in ("core", "pointwise", "reduction") if hasattr(torch.Tag, name))
 _SAFE_NAMES = ("aten::native_batch_norm", "aten::native_layer_norm", "aten::native_group_norm")
 
 Found = tuple[tuple[int | None, Layout, int], ...]
