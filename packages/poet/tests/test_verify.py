@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from poet.device import Device, DeviceError, Tier
 from poet.events import Event, Kind, compute, drop, free, page_in, page_out
 from poet.graph import Graph, Op, Static, Value, chain
+from poet.problem import Problem
 from poet.replay import ReplayError, replay
 from poet.stays import Rule
 from poet.timeline import Job, Span, simulate, timeline
@@ -77,9 +78,11 @@ def test_an_equal_copy_takes_space_beside_the_one_that_it_replaces():
 
 
 def test_what_is_replaced_waits_for_the_transfer_that_reads_it():
-    verdict = judge((compute(0), page_out(0), compute(0), compute(1), compute(2))).unwrap()
-    # Written 2..8 from the first copy; the second is made 2..4; the first goes at 8; g 8..12, h 12..13.
-    assert verdict.makespan == 13.0
+    events = (compute(0), page_out(0), compute(0), compute(1), compute(2))
+    verdict = judge(events).unwrap()
+    # Written 2..8 from the first copy, which the second replaces 8..10; g 10..14, h 14..15.
+    assert verdict.makespan == 15.0
+    assert verdict.makespan == replay(Problem(STEP, TOY, 10**6), events).makespan
 
 
 def long_chain(seconds):
@@ -223,20 +226,22 @@ def test_jobs_wait_for_their_lane_and_their_needs():
 
 
 def replaced_in_transit(events, graph):
-    """Whether an operation replaces a value since whose last free or fill a transfer was issued."""
+    """Whether an operation replaces a value that was paged in and that nothing has waited for."""
     moving = set()
     for event in events:
-        if event.kind in (Kind.PAGE_OUT, Kind.PAGE_IN):
+        if event.kind is Kind.PAGE_IN:
             moving.add(event.target)
         elif event.kind is Kind.FREE:
             moving.discard(event.target)
-        elif event.kind is Kind.COMPUTE and moving & set(graph.ops[event.target].outputs):
-            return True
+        elif event.kind is Kind.COMPUTE:
+            moving -= set(graph.ops[event.target].inputs)
+            if moving & set(graph.ops[event.target].outputs):
+                return True
     return False
 
 
 @pytest.mark.property
-@settings(max_examples=400)
+@settings(max_examples=250)
 @given(seed=SEEDS, paging=st.sampled_from(["overlap", "serial", "free"]))
 def test_two_ways_of_counting_agree(random_case, seed, paging):
     problem, events = random_case(seed, paging=paging)
@@ -299,7 +304,7 @@ def broken_by_hand(graph, events):
 
 
 @pytest.mark.property
-@settings(max_examples=500)
+@settings(max_examples=300)
 @given(
     seed=SEEDS,
     how=st.sampled_from(["delete", "duplicate", "swap", "next", "target", "tier"]),

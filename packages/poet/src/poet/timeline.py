@@ -127,8 +127,8 @@ def jobs(
 ) -> list[Job]:
     """The jobs of a schedule.
 
-    A transfer is issued by the processor and runs on its lane; a free, and an operation that replaces a value, wait
-    for the transfers of the copy that goes away.
+    A transfer is issued by the processor and runs on its lane. A free, and an operation that replaces a value, wait for
+    the transfers of the copy that goes away.
 
     Args:
         graph: The training step.
@@ -139,14 +139,14 @@ def jobs(
         copies: The stays in tiers.
         paging: As `timeline` takes it.
     """
-    links = _Links(len(events), stays, copies)
+    waits = _waits(len(events), stays, copies)
     made: list[Job] = []
     ends: dict[int, int] = {}  # event -> the job that ends it
     for e in indices:
         event = events[e]
         if event.kind is Kind.DROP:
             continue
-        needs = tuple(sorted({ends[i] for i in links.before[e]}))
+        needs = tuple(sorted({ends[i] for i in waits[e]}))
         lane, seconds = PROCESSOR, 0.0
         if event.kind is Kind.COMPUTE:
             seconds = op_seconds(device, graph.ops[event.target])
@@ -159,8 +159,6 @@ def jobs(
                 needs, lane = (*needs, len(made) - 1), channel(tier, write)
         made.append(Job(lane, seconds, needs, e))
         ends[e] = len(made) - 1
-        if links.after[e]:
-            made.append(Job(PROCESSOR, 0.0, tuple(sorted({ends[i] for i in links.after[e]})), e))
     return made
 
 
@@ -171,21 +169,18 @@ def channel(tier: Tier, write: bool) -> str:
     return f"{tier.name} writes" if write else f"{tier.name} reads"
 
 
-class _Links:
-    """Which events an event waits for: before it starts, and before what it replaces goes away."""
-
-    def __init__(self, count: int, stays: Sequence[Stay], copies: Sequence[Stay]) -> None:
-        self.before: list[list[int]] = [[] for _ in range(count)]
-        self.after: list[list[int]] = [[] for _ in range(count)]
-        for stay in stays:
-            for e in stay.reads:
-                self.before[e] += stay.writes
-            if stay.closed != "end":
-                links = self.before if stay.closed == "free" else self.after
-                links[stay.end] += [*stay.writes, *stay.reads]
-        for copy in copies:
-            for e in copy.reads:
-                self.before[e] += [w for w in copy.writes if w < e][-1:]
+def _waits(count: int, stays: Sequence[Stay], copies: Sequence[Stay]) -> list[list[int]]:
+    """For each event, the events that must have ended before it starts."""
+    waits: list[list[int]] = [[] for _ in range(count)]
+    for stay in stays:
+        for e in stay.reads:
+            waits[e] += stay.writes
+        if stay.closed != "end":
+            waits[stay.end] += [*stay.writes, *stay.reads]
+    for copy in copies:
+        for e in copy.reads:
+            waits[e] += [w for w in copy.writes if w < e][-1:]
+    return waits
 
 
 def op_seconds(device: Device, op: Op) -> float:
