@@ -55,7 +55,7 @@ def to_c(graph: Graph, events: Sequence[Event], arena: Arena, tiers: Sequence[Ti
         >>> step, plan = graph.chain("c", [4, 6]), [events.compute(0), events.compute(1), events.free(0)]
         >>> text = to_c(step, plan, arena.first_fit(arena.lifetimes(step, plan)))
         >>> [line for line in text.splitlines() if "ARENA" in line or "free" in line][-2:]
-        ['#define POET_ARENA_BYTES 32u', '    {16u, 4u, 3u, 0, 0, 0, 3, -1}, /* 2: free v0 */']
+        ['#define POET_ARENA_BYTES 32u', '    {0u, 4u, 3u, 0, 0, 0, 3, -1}, /* 2: free v0 */']
     """
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
         raise ValueError(f"name must be a C identifier such as 'poet', got {name!r}")
