@@ -14,7 +14,7 @@ from poet.device import Tier
 from poet.events import compute, drop, free, page_in, page_out
 from poet.graph import Graph, Op, Static, Value
 from poet.replay import replay
-from poet.verify import verify
+from poet.verifier import verify
 
 SEEDS = st.integers(0, 10**6)
 

@@ -22,7 +22,7 @@ from poet.problem import Problem
 from poet.program import SignatureError
 from poet.replay import replay
 from poet.schedule import ScheduleError
-from poet.trace import trace
+from poet.tracing import trace
 from poet.trace_drills import paged, recomputed, resident, shuffled
 from poet.trace_store import MemoryStore
 

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from poet.measure import measure
-from poet.trace import trace
+from poet.tracing import trace
 
 
 def traced(**options):

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from poet.graph import chain
 from poet.program import SignatureError
-from poet.trace import trace
+from poet.tracing import trace
 from poet.trace_code import LayoutError
 from poet.trace_layout import Layout, flat, kept, reader
 

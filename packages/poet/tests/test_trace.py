@@ -10,7 +10,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from poet.executor import Executor
-from poet.trace import trace
+from poet.tracing import trace
 from poet.trace_call import TraceError
 from poet.trace_drills import resident, shuffled
 from poet.trace_store import MemoryStore

@@ -15,7 +15,7 @@ from poet.problem import Problem
 from poet.replay import replay
 from poet.transfers import overlap
 from poet.trim import trim
-from poet.verify import verify
+from poet.verifier import verify
 
 FLASH = Tier("flash", read_latency=2.0, read_throughput=2.0, write_latency=0.0, write_throughput=8.0)
 SEEDS = st.integers(0, 10**6)

@@ -10,7 +10,7 @@ from poet.graph import Graph, Op, Value, chain
 from poet.problem import Problem
 from poet.replay import replay
 from poet.trim import trim
-from poet.verify import verify
+from poet.verifier import verify
 
 FLASH = Tier("flash", 1.0, 4.0, 2.0, 2.0, power=0.5)
 TOY = Device("toy", flops_per_second=1.0, flops_per_joule=1.0, tiers=(FLASH, Tier("disk", 1.0, 1.0, 1.0, 1.0)))

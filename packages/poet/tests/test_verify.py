@@ -15,7 +15,7 @@ from poet.problem import Problem
 from poet.replay import ReplayError, replay
 from poet.stays import Rule
 from poet.timeline import Job, Span, simulate, timeline
-from poet.verify import VerificationError, verify
+from poet.verifier import VerificationError, verify
 
 FLASH = Tier("flash", read_latency=1.0, read_throughput=4.0, write_latency=2.0, write_throughput=2.0, power=0.5)
 TOY = Device("toy", flops_per_second=2.0, flops_per_joule=4.0, tiers=(FLASH,))

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from poet.compiling import compile as compile  # noqa: A004
     from poet.io import load_graph as load_graph
     from poet.io import save_graph as save_graph
-    from poet.sweep import Surface as Surface
-    from poet.sweep import pareto as pareto
     from poet.plan import Schedule as Schedule
     from poet.profiling import profile_device as profile_device
     from poet.schedule import Certificate as Certificate
@@ -38,8 +36,10 @@ if TYPE_CHECKING:
     from poet.schedule import Status as Status
     from poet.search import Progress as Progress
     from poet.solving import solve as solve
-    from poet.trace import trace as trace
-    from poet.verify import verify as verify
+    from poet.sweep import Surface as Surface
+    from poet.sweep import pareto as pareto
+    from poet.tracing import trace as trace
+    from poet.verifier import verify as verify
 
 __version__ = "0.1.0"
 
@@ -57,8 +57,8 @@ _LATER = {
     "profile_device": "profiling",
     "save_graph": "io",
     "solve": "solving",
-    "trace": "trace",
-    "verify": "verify",
+    "trace": "tracing",
+    "verify": "verifier",
 }
 _MODULES = ("legacy", "zoo")
 

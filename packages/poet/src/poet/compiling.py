@@ -25,8 +25,8 @@ from poet.problem import Objective
 from poet.program import Gradients
 from poet.search import OnProgress
 from poet.stores import PageError
-from poet.trace import GRADIENTS
 from poet.trace_call import TraceError
+from poet.tracing import GRADIENTS
 from poet.units import parse_bytes, show_bytes
 
 _KEPT = 16  # schedules kept for different inputs

@@ -27,8 +27,8 @@ from poet.solving import solve
 from poet.stores import default_page_dir
 from poet.stores_disk import DiskStore
 from poet.stores_host import HostStore
-from poet.trace import trace
 from poet.trace_layout import flat
+from poet.tracing import trace
 from poet.units import parse_bytes, show_bytes
 
 _TRIES = 4  # schedules that are tried before a limit is given up

@@ -40,7 +40,7 @@ class Executor:
     Example:
         >>> import torch
         >>> from poet.events import compute
-        >>> from poet.trace import trace
+        >>> from poet.tracing import trace
         >>> model = torch.nn.Linear(3, 1)
         >>> sample = torch.ones(2, 3), torch.zeros(2, 1)
         >>> program = trace(model, torch.nn.functional.mse_loss, sample, measure=False)

@@ -10,7 +10,9 @@ tier k, at least once in stage t), $O_{kv}$ (v is ever copied to tier k). Every 
 - what is there when t runs was there all along or has come: $X_{tv} \le P_{tv} + R_{tp(v)} + \sum_k I_{tkv}$, with
   $P_{tv} \le X_{t-1,v}$, $P_{tv} \le X_{tv}$, and $X_{tu} = 1$ for the inputs of t;
 - what i reads was there at the start or has come: $R_{ti} \le X_{t-1,u} + R_{tp(u)} + \sum_k I_{tku}$;
-- nothing comes that is there all along: $P_{tv} + I_{tkv} \le 1$; only copies come: $I_{tkv} \le O_{kv}$;
+- nothing comes that is there all along: $P_{tv} + I_{tkv} \le 1$; only copies come: $I_{tkv} \le O_{kv}$; and what
+  comes is read, by t or by what runs again, as a page-in can always wait: $I_{tkv} \le \sum_i R_{ti}$ over the readers
+  i of v unless t is one;
 - memory when t runs: $\sum_v m_v X_{tv}$, its outputs and workspace at most M;
 - memory when i runs again: $\sum_v m_v \max(P_{tv}, [v \text{ is read or made by } i] R_{ti})$ and workspace at most M;
 - the deadline, and the load of each channel.
@@ -22,7 +24,7 @@ which keeps the bound valid.
 from math import inf, isfinite
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from poet.linear import NONE, Builder, minimise
 from poet.problem import Problem
@@ -69,6 +71,7 @@ class _Stages:
         self._variables(scale)
         self._residency()
         self._transfers(scale)
+        self._comeback()
         self._memory()
         self._time()
 
@@ -85,12 +88,22 @@ class _Stages:
         self.X = self.builder.variables(exists, lower=read.astype(float))
         self.P = self.builder.variables(exists)
         self.R = self.builder.variables(again, problem.op_cost / scale)
-        back = np.repeat(exists[:, None, :], self.K, axis=1)
+        self.read = read
+        inside = np.array([tier.in_ram for tier in problem.tiers], dtype=bool)
+        useful = exists & (read | self._readers_before())
+        back = np.where(inside[None, :, None], exists[:, None, :], useful[:, None, :])
         self.I = self.builder.variables(back, problem.in_cost / scale)
         # In RAM when a stage starts: as at its last operation; what that produced surely was (-> no row).
         self.before = np.full_like(self.X, NONE)
         self.before[1:] = self.X[:-1]
         self.fresh = self.producer[None, :] == stage - 1
+
+    def _readers_before(self) -> Bool[np.ndarray, "stages V"]:
+        """Whether some operation that reads the value can run again in the stage."""
+        first = np.full(self.V, self.T + 1)
+        for v, users in enumerate(self.problem.graph.users):
+            first[v] = min((i for i in users if self.problem.recomputable[i]), default=self.T + 1)
+        return first[None, :] < np.arange(self.T + 1)[:, None]
 
     def _residency(self) -> None:
         rows, X, P = self.builder.rows, self.X, self.P
@@ -112,8 +125,8 @@ class _Stages:
     def _transfers(self, scale: float) -> None:
         problem, rows = self.problem, self.builder.rows
         inside = np.array([tier.in_ram for tier in problem.tiers], dtype=bool)
-        outside = np.broadcast_to(~inside[:, None], (self.K, self.V))
-        self.O = self.builder.variables(outside, problem.out_cost / scale)
+        paid = np.where(inside[:, None], 0.0, problem.out_cost / scale)  # copies in RAM are paid where they are made
+        self.O = self.builder.variables(np.ones((self.K, self.V), dtype=bool), paid)
         held = self.I != NONE
         self.Z = self.builder.variables(held & inside[None, :, None])  # a copy lies in RAM when t runs
         self.W = self.builder.variables(held & inside[None, :, None], problem.out_cost / scale)  # made in stage t
@@ -127,6 +140,29 @@ class _Stages:
         some = self.Z != NONE
         rows([(1, self.Z[some]), (-1, earlier[some]), (-1, self.W[some])], upper=0.0)
         rows([(1, self.I[some]), (-1, earlier[some]), (-1, self.W[some])], upper=0.0)
+        made = np.moveaxis(self.W, 0, 2)[inside].reshape(-1, self.T + 1)
+        rows([(1, self.O[inside].ravel()), (-1, made)], upper=0.0)
+
+    def _comeback(self) -> None:
+        """What is not there when t runs has to come back before its next reader: recomputed, or from a copy."""
+        rows, T = self.builder.rows, self.T
+        # Q: how often an operation runs again after stage t, and up to which stage.
+        Q = self.builder.variables(np.tri(T + 1, T, -1, dtype=bool), upper=float(T), integral=False)
+        later = np.full_like(Q, NONE)
+        later[:-1] = Q[1:]
+        again = np.full_like(self.R, NONE)
+        again[:-1] = self.R[1:]
+        there = Q != NONE
+        rows([(1, Q[there]), (-1, later[there]), (-1, again[there])], lower=0.0, upper=0.0)
+        following = np.full((T + 2, self.V), T + 1)
+        for t in range(T, -1, -1):
+            following[t] = np.where(self.read[t], t, following[t + 1])
+        waits = (self.X != NONE) & ~self.read & (following[:-1] <= T)
+        stage, value = np.nonzero(waits)
+        until = following[stage, value]
+        made = self.producer[value]
+        terms = [(1, self.X[stage, value]), (1, Q[stage, made]), (-1, Q[until, made]), (1, self.O[:, value].T)]
+        rows(terms, lower=1.0)
 
     def _memory(self) -> None:
         problem, rows, T = self.problem, self.builder.rows, self.T

@@ -18,7 +18,7 @@ from poet.problem import Objective, Problem
 from poet.replay import Replay, replay
 from poet.schedule import Certificate, ScheduleError, Status
 from poet.units import show_bytes
-from poet.verify import Verdict, verify
+from poet.verifier import Verdict, verify
 
 SCHEMA = "repertory.poet.schedule/1"
 

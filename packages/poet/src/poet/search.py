@@ -17,6 +17,7 @@ from poet.optimiser import Engine, Optimiser, Program
 from poet.problem import Problem
 from poet.replay import ReplayError, replay
 from poet.schedule import Found, Limits, Status
+from poet.structure import Counterparts, repeated_blocks
 from poet.trim import trim
 
 _DEPTHS = (1, 2, 3, 5, 8, 12, 18, 27, 40, 60, 90, 135, 200)
@@ -241,6 +242,8 @@ class _Search:
         if self.engine == "highs":
             relaxation = self.solver.relax(program, seconds=0.2 * self.left()).relaxed
         chooser = Chooser(grid, relaxation, rng)
+        blocks = repeated_blocks(self.problem.graph)
+        alike = None if blocks is None else Counterparts(grid, blocks)
         fruitless = 0
         while not self.done() and (last or fruitless < _PATIENCE):
             kind, free_variables = chooser.draw(x)
@@ -251,7 +254,7 @@ class _Search:
                 seed=int(rng.integers(2**31)),
             )  # fmt: skip
             if answer.x is not None and grid.cost @ answer.x < grid.cost @ x - 1e-12 * abs(grid.base):
-                x = answer.x
+                x = answer.x if alike is None else alike.spread(grid, answer.x, x)
                 self.offer(grid.decode(x), f"neighbourhoods ({kind})")
             fruitless = 0 if self.cost < before else fruitless + 1
             easy = answer.status == "OPTIMAL" and time.monotonic() - began < 0.5 * allowed

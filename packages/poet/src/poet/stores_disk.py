@@ -25,6 +25,7 @@ from poet.stores import Form, PageError, default_page_dir, raw
 from poet.units import show_bytes
 
 _IN_FLIGHT = 256  # transfers that may wait for the thread
+_PATIENCE = 5.0  # seconds after which a waiting caller looks whether the thread is alive
 
 
 @final
@@ -115,7 +116,7 @@ class DiskStore:
             PageError: If one failed, and no failure has been raised yet.
         """
         while handle.pending:
-            handle.pending[0].wait()
+            self._worker.watch(handle.pending[0])
             handle.pending.pop(0)
         if handle.error is not None and not self._failed:
             self._failed = True
@@ -245,6 +246,11 @@ class _Worker:
             self.room.release()
             job.transfer(self)
             del job  # it must not keep a tensor alive while the thread waits
+
+    def watch(self, done: threading.Event) -> None:
+        while not done.wait(_PATIENCE):
+            if self.thread is None or not self.thread.is_alive():
+                raise PageError("the thread that moves pages has died; its last words are above")
 
     def close(self) -> None:
         self.closing = True
