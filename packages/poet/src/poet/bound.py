@@ -202,7 +202,7 @@ class _Windows:
 
     def _page_in(self, v: int, k: int) -> int:
         problem, tier = self.problem, self.problem.tiers[k]
-        if not problem.graph.users[v] and not problem.graph.values[v].keep:
+        if not problem.takes(k, v) or not (problem.graph.users[v] or problem.graph.values[v].keep):
             return -1
         variable = self._new(float(problem.in_cost[k, v]))
         self.ins.append((variable, k, v))

@@ -29,11 +29,13 @@ class Value:
         name: Name, unique in its graph.
         size: Bytes.
         keep: Whether it must be in memory when the step ends (the loss, a gradient).
+        compressible: Whether the backward pass may read an inexact copy of it (a tier with `exact=False`).
     """
 
     name: str
     size: int
     keep: bool = False
+    compressible: bool = False
 
 
 @final

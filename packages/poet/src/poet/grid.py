@@ -105,8 +105,8 @@ class Life:
         places: Places that concern the value, in order; the first produces it for the first time.
         births: Whether each place produces it (else it reads it).
         hold: Variable "held from this place to the next", one less than places.
-        into: Variables "paged in just before this place", by tier; empty where it is produced.
-        out: Variable "a copy is made", by tier; for tiers in RAM see `squeeze`.
+        into: Variables "paged in just before this place", by tier, -1 where not allowed; empty where it is produced.
+        out: Variable "a copy is made", by tier, or -1; for tiers in RAM see `squeeze`.
         squeeze: For tiers in RAM, variable "copied just after this place", by tier and place.
         codes: For tiers in RAM, variable "the copy is held from this place to the next".
     """
@@ -188,7 +188,7 @@ def build(problem: Problem, places: Sequence[Sequence[int]]) -> Grid:
     fixed = [0] * len(op)
     lives = []
     for v in range(len(graph.values)):
-        life = _live(problem, v, concerns[v], run, columns)
+        life = _live(problem, v, concerns[v], stage, columns)
         _link(problem, life, run, rows)
         _charge(problem, v, life, run, memory, fixed)
         lives.append(life)
@@ -229,44 +229,51 @@ def _concerns(graph: Graph, op: Sequence[int]) -> list[list[tuple[int, bool]]]:
     return concerns
 
 
-def _live(problem: Problem, v: int, concerns: list[tuple[int, bool]], run: Sequence[int], columns: _Columns) -> Life:
+def _live(problem: Problem, v: int, concerns: list[tuple[int, bool]], stage: Sequence[int], columns: _Columns) -> Life:
     places, births = zip(*concerns, strict=True)
-    count, tiers = len(places), problem.tiers
+    count, tiers, ops = len(places), problem.tiers, problem.graph.ops
     hold = tuple(columns.add() for _ in range(count - 1))
     read = len(concerns) - sum(births) > 0
-    into, squeeze, codes = [], [], []
-    for j in range(count):
-        pays = read and j > 0 and not births[j]
-        into.append(tuple(columns.add(float(problem.in_cost[k, v])) for k in range(len(tiers))) if pays else ())
-    out = tuple(
-        -1 if tier.in_ram or not read else columns.add(float(problem.out_cost[k, v])) for k, tier in enumerate(tiers)
-    )
+    into: list[tuple[int, ...]] = []
+    for j, e in enumerate(places):
+        backward = stage[e] < len(ops) and ops[stage[e]].phase == "backward"
+        if not read or births[j] or j == 0:
+            into.append(())
+            continue
+        offered = [problem.takes(k, v) and (tier.exact or backward) for k, tier in enumerate(tiers)]
+        into.append(tuple(columns.add(float(problem.in_cost[k, v])) if offered[k] else -1 for k in range(len(tiers))))
+    used = [any(c[k] >= 0 for c in into if c) for k in range(len(tiers))]
+    out, squeeze, codes = [], [], []
     for k, tier in enumerate(tiers):
-        inside = tier.in_ram and read
+        inside = tier.in_ram and used[k]
+        out.append(-1 if tier.in_ram or not used[k] else columns.add(float(problem.out_cost[k, v])))
         squeeze.append(tuple(columns.add(float(problem.out_cost[k, v])) for _ in hold) if inside else ())
         codes.append(tuple(columns.add() for _ in hold) if inside else ())
-    return Life(places, births, hold, tuple(into), out, tuple(squeeze), tuple(codes))
+    return Life(places, births, hold, tuple(into), tuple(out), tuple(squeeze), tuple(codes))
 
 
 def _link(problem: Problem, life: Life, run: Sequence[int], rows: _Rows) -> None:
     """Rows that tie the variables of one value together."""
     for j, e in enumerate(life.places):
         here = [(life.hold[j - 1], 1.0)] if j else []
-        here += [(c, 1.0) for c in life.into[j]]
+        arrivals = [(c, 1.0) for c in life.into[j] if c >= 0]
+        here += arrivals
         if not life.births[j]:
             if run[e] < 0:
                 rows.add([(c, -a) for c, a in here], -1.0)
             else:
                 rows.add([(run[e], 1.0), *((c, -a) for c, a in here)], 0.0)
-                if life.into[j]:
-                    rows.add([*((c, 1.0) for c in life.into[j]), (run[e], -1.0)], 0.0)
-            if life.into[j]:
+                if arrivals:
+                    rows.add([*arrivals, (run[e], -1.0)], 0.0)
+            if arrivals:
                 rows.add(here, 1.0)
         elif run[e] >= 0:
             here.append((run[e], 1.0))
         if j < len(life.hold) and (run[e] >= 0 or not life.births[j]):
             rows.add([(life.hold[j], 1.0), *((c, -a) for c, a in here)], 0.0)
         for k, c in enumerate(life.into[j]):
+            if c < 0:
+                continue
             if problem.tiers[k].in_ram:
                 rows.add([(c, 1.0), (life.codes[k][j - 1], -1.0)], 0.0)
             else:
@@ -296,7 +303,7 @@ def _charge(
         if not life.births[j] and run[e] < 0:
             fixed[e] += size
         else:
-            memory[e] += [(c, size) for c in (*((life.hold[j - 1],) if j else ()), *life.into[j])]
+            memory[e] += [(c, size) for c in (*((life.hold[j - 1],) if j else ()), *life.into[j]) if c >= 0]
         for k, codes in enumerate(life.codes):
             if codes:
                 memory[e] += [(codes[j - 1], int(stored[k]))] if j else []
@@ -311,8 +318,9 @@ def _charge(
 
 def _resources(problem: Problem, op: Sequence[int], run: Sequence[int], lives: Sequence[Life], rows: _Rows) -> None:
     """The deadline, the channels' time and the tiers' room."""
-    ins = [[(c[k], v) for v, life in enumerate(lives) for c in life.into if c] for k in range(len(problem.tiers))]
-    outs = [[(life.out[k], v) for v, life in enumerate(lives) if life.out[k] >= 0] for k in range(len(problem.tiers))]
+    tiers = range(len(problem.tiers))
+    ins = [[(c[k], v) for v, life in enumerate(lives) for c in life.into if c and c[k] >= 0] for k in tiers]
+    outs = [[(life.out[k], v) for v, life in enumerate(lives) if life.out[k] >= 0] for k in tiers]
     if isfinite(problem.deadline):
         terms = [(c, float(problem.op_seconds[op[e]])) for e, c in enumerate(run) if c >= 0]
         for k in range(len(problem.tiers)):
@@ -349,7 +357,7 @@ def _decode(grid: Grid, x: np.ndarray) -> Iterable[Event]:
         for v, j in at[e]:
             if v not in resident:
                 for k, c in enumerate(grid.lives[v].into[j]):
-                    if x[c] and (executed or i == END) and v not in resident:
+                    if c >= 0 and x[c] and (executed or i == END) and v not in resident:
                         resident.add(v)
                         yield page_in(v, k)
         if executed:
@@ -402,36 +410,53 @@ def encode(grid: Grid, events: Sequence[Event]) -> Float[np.ndarray, " x"] | Non
 
 def _encode_value(grid: Grid, v: int, seen: Sequence[tuple[int, Event]], x: np.ndarray) -> bool:
     """Fill in the variables of one value; False if the program cannot express its story."""
-    life = grid.lives[v]
-    if any(grid.problem.tiers[k].in_ram for k in range(len(grid.problem.tiers))):
-        return False
+    life, tiers = grid.lives[v], grid.problem.tiers
     producer = grid.problem.graph.producer[v]
-    resident, lost = False, inf
+    resident, since = False, inf
     spans: list[tuple[float, float]] = []
     arrivals: list[tuple[int, int]] = []
+    squeezed: dict[int, int] = {}  # tier in RAM -> index of the place after which the copy was made
     for e, event in seen:
         if event.kind is Kind.COMPUTE and event.target == producer and not resident:
-            resident, lost = True, e
-        elif event.target == v and event.kind is Kind.PAGE_IN:
+            resident, since = True, e
+        if event.target != v or event.kind is Kind.COMPUTE:
+            continue
+        behind = sum(place < e for place in life.places) - 1
+        if event.kind is Kind.PAGE_IN:
             arrivals.append((e, event.tier))
-            resident, lost = True, e - 0.5
-        elif event.target == v and event.kind is Kind.FREE:
-            spans.append((lost, e - 0.5))
+            resident, since = True, e - 0.5
+        elif event.kind is Kind.FREE:
+            spans.append((since, e - 0.5))
             resident = False
-        elif event.target == v and event.kind is Kind.PAGE_OUT:
+        elif event.kind is Kind.PAGE_OUT and tiers[event.tier].in_ram:
+            if not 0 <= behind < len(life.squeeze[event.tier]):
+                return False
+            x[life.squeeze[event.tier][behind]] = 1
+            squeezed[event.tier] = behind
+        elif event.kind is Kind.PAGE_OUT:
+            if life.out[event.tier] < 0:
+                return False
             x[life.out[event.tier]] = 1
+        elif event.kind is Kind.DROP and event.tier in squeezed:
+            x[list(life.codes[event.tier][squeezed.pop(event.tier) : max(behind, 0)])] = 1
+    for k, start in squeezed.items():
+        x[list(life.codes[k][start:])] = 1
     if resident:
-        spans.append((lost, inf))
+        spans.append((since, inf))
     for j, c in enumerate(life.hold):
         a, b = life.places[j], life.places[j + 1]
         x[c] = any(start <= a and b <= end for start, end in spans)
-    for e, tier in arrivals:
-        later = [j for j, place in enumerate(life.places) if place >= e and not life.births[j]]
-        ran = [j for j in later if grid.run[life.places[j]] < 0 or x[grid.run[life.places[j]]]]
-        if not ran:
-            return False
-        x[life.into[ran[0]][tier]] = 1
-        for j in range(len(life.hold)):  # a transfer is delayed until its value is read
-            if e <= life.places[j] < life.places[ran[0]]:
-                x[life.hold[j]] = 0
+    return all(_encode_arrival(grid, life, e, tier, x) for e, tier in arrivals)
+
+
+def _encode_arrival(grid: Grid, life: Life, e: int, tier: int, x: np.ndarray) -> bool:
+    """A page-in, delayed until its value is read."""
+    later = [j for j, place in enumerate(life.places) if place >= e and not life.births[j]]
+    ran = [j for j in later if grid.run[life.places[j]] < 0 or x[grid.run[life.places[j]]]]
+    if not ran or not life.into[ran[0]] or life.into[ran[0]][tier] < 0:
+        return False
+    x[life.into[ran[0]][tier]] = 1
+    for j in range(len(life.hold)):
+        if e <= life.places[j] < life.places[ran[0]]:
+            x[life.hold[j]] = 0
     return True

@@ -233,7 +233,8 @@ def _op(entry: Any) -> Op:
 
 def _value(entry: Any) -> Value:
     entry = _entries(entry, Value)
-    return Value(_text(entry["name"]), _whole(entry["size"]), _truth(entry["keep"]))
+    flags = _truth(entry["keep"]), _truth(entry["compressible"])
+    return Value(_text(entry["name"]), _whole(entry["size"]), *flags)
 
 
 def _static(entry: Any) -> Static:

@@ -41,7 +41,7 @@ def roster(grid: Grid) -> Roster:
     for v, life in enumerate(grid.lives):
         stages = [grid.stage[e] for e in life.places]
         spans = [(c, stages[j], stages[j + 1]) for j, c in enumerate(life.hold)]
-        spans += [(c, stages[j], stages[j]) for j, into in enumerate(life.into) for c in into]
+        spans += [(c, stages[j], stages[j]) for j, into in enumerate(life.into) for c in into if c >= 0]
         spans += [(c, stages[j], stages[j + 1]) for codes in life.codes for j, c in enumerate(codes)]
         spans += [(c, stages[j], stages[j]) for squeeze in life.squeeze for j, c in enumerate(squeeze)]
         spans += [(c, stages[0], stages[-1]) for c in life.out if c >= 0]

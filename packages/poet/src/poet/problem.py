@@ -166,9 +166,14 @@ class Problem:
 
     @cached_property
     def shown(self) -> Float[np.ndarray, " K"]:
-        """Share of each tier's transfer time that is added to the computation's; 1 for tiers that lie in RAM."""
+        """Share of each tier's transfer time that is added to the computation's; tiers in RAM hide nothing."""
         beside = {"overlap": 1.0 - self.hidden, "serial": 1.0, "free": 0.0}[self.paging]
-        return np.array([1.0 if tier.in_ram else beside for tier in self.tiers])
+        busy = 0.0 if self.paging == "free" else 1.0
+        return np.array([busy if tier.in_ram else beside for tier in self.tiers])
+
+    def takes(self, k: int, v: int) -> bool:
+        """Whether tier k may hold value v: an inexact tier takes compressible values alone."""
+        return self.tiers[k].exact or self.graph.values[v].compressible
 
     @property
     def baseline_cost(self) -> float:

@@ -102,7 +102,8 @@ class _Clock:
 
     def compute(self, inputs: Sequence[int], outputs: Sequence[int], seconds: float) -> None:
         arrivals = [self.ready.get(v, 0.0) for v in inputs]
-        arrivals += [self.read_until.pop(v, 0.0) for v in outputs]  # a transfer still reads the copy to be replaced
+        for v in outputs:  # a transfer still reads or fills the copy to be replaced
+            arrivals += [self.read_until.pop(v, 0.0), self.ready.get(v, 0.0)]
         self.now = max(self.now, 0.0, *arrivals) + seconds
         for v in outputs:
             self.ready[v] = self.now

@@ -33,7 +33,11 @@ def receive(stream: BinaryIO) -> Any:
     head = stream.read(8)
     if len(head) < 8:
         raise EOFError("the other process ended")
-    return pickle.loads(stream.read(struct.unpack("<Q", head)[0]))
+    length = struct.unpack("<Q", head)[0]
+    content = stream.read(length)
+    if len(content) < length:
+        raise EOFError("the other process ended in the middle of a message")
+    return pickle.loads(content)
 
 
 def solve_cpsat(program: dict[str, Any], reply: Reply) -> None:

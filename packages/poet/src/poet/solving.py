@@ -160,6 +160,8 @@ def _alone(problem: Problem, found: Found) -> tuple[Found, Bound]:
 
 def first_schedules(problem: Problem) -> list[tuple[Event, ...]]:
     """What the classical methods make of a problem: the search starts from the best of them."""
+    exact = [k for k, tier in enumerate(problem.tiers) if tier.exact and not tier.in_ram]
+    problem = replace(problem, device=problem.device.with_tiers(*(problem.tiers[k] for k in exact)))
     makers: list[Callable[[Problem], Found]] = []
     if problem.tiers:
         makers.append(page_only)
@@ -174,7 +176,7 @@ def first_schedules(problem: Problem) -> list[tuple[Event, ...]]:
         except ValueError:  # not a graph of its kind (not a chain, say)
             continue
         if found.events is not None:
-            made.append(found.events)
+            made.append(tuple(replace(e, tier=exact[e.tier]) if e.tier >= 0 else e for e in found.events))
     return made
 
 

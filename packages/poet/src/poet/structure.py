@@ -120,7 +120,7 @@ class Counterparts:
 
 
 def _labels(graph: Graph) -> Int[np.ndarray, " n"]:
-    """Equal numbers for operations that look alike; durations are measured and differ a little, so they do not count."""
+    """Equal numbers for operations that look alike; durations are measured and do not count."""
     numbers: dict[Hashable, int] = {}
     labels = []
     for op in graph.ops:
@@ -147,7 +147,7 @@ def _decisions(grid: Grid) -> list[tuple[tuple[str, int], int, int, Sequence[int
             found += [((f"squeeze{k}", which), c, i, about[j]) for j, c in enumerate(squeezes)]
             found += [((f"codes{k}", which), c, i, (*about[j], *about[j + 1])) for j, c in enumerate(life.codes[k])]
         for j, into in enumerate(life.into):
-            found += [((f"in{k}", which), c, i, about[j]) for k, c in enumerate(into)]
+            found += [((f"in{k}", which), c, i, about[j]) for k, c in enumerate(into) if c >= 0]
         found += [((f"out{k}", which), c, i, ()) for k, c in enumerate(life.out) if c >= 0]
     return found
 
