@@ -10,6 +10,7 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor, nn
 
+from common_core.memory import storage_bytes
 from poet.codecs import Codec, CodecStore, approximated, codec_tier, compressible
 from poet.compiling_memory import allocated_peak
 from poet.compiling_updates import Appetite, ByOptimizer, charged, stale
@@ -232,7 +233,9 @@ def _trial(program: Program, events: Sequence[Event], stores: Sequence[Store], a
     kinds = [layout.device for layout in program.bases]
     device = next((d for d in kinds if d.type == "cuda"), torch.device("cpu"))
     static = program.graph.static
-    there = static.total - (static.gradients if program.mode == "static" else 0)
+    constants = [external.tensor for external in program.externals if external.tensor is not None]
+    there = storage_bytes((program.model, args, constants)) + static.optimizer
+    there += static.gradients if program.mode == "keep" else 0  # under "static" the trial allocates them
     with _untouched(program, args):
         return there + allocated_peak(partial(executor.step, *args), device)
 
