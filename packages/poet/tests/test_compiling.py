@@ -1,4 +1,4 @@
-"""Compiled steps: eager execution's results to the bit, within the limit, in every state that a user can bring about."""
+"""Compiled steps: eager execution's results to the bit, within the limit, whatever a user does."""
 
 import copy
 import errno
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
 from common_core.memory import PeakMeter
-from poet import compiling_plan
-from poet.compiling import CompiledStep, FallbackWarning, MemoryLimitError, compile
+from poet import compiling, compiling_plan
+from poet.compiling import CompiledStep, FallbackWarning, MemoryLimitError
 from poet.compiling_guards import signature
 from poet.compiling_memory import allocated_peak
 from poet.compiling_plan import limit_of
@@ -109,7 +109,7 @@ def quick(tmp_path):
     made: list[CompiledStep] = []
 
     def build(*args: Any, **options: Any) -> CompiledStep:
-        made.append(compile(*args, **{"device": FAST, "time_limit": 1.0, "page_dir": tmp_path, **options}))
+        made.append(compiling.compile(*args, **{"device": FAST, "time_limit": 1.0, "page_dir": tmp_path, **options}))
         return made[-1]
 
     yield build
@@ -327,7 +327,7 @@ def test_updates_by_a_function_and_frozen_parameters(quick):
                 parameter.grad = None
     same_model(model, twin)
     model[3].weight.grad = torch.zeros(32, 32)
-    with pytest.raises(RuntimeError, match="needs .grad to be None"):
+    with pytest.raises(RuntimeError, match="to be None"):
         step(*batch)
 
 
@@ -347,7 +347,7 @@ def test_optimizers_that_cannot_update_one_parameter_alone():
     with pytest.raises(ValueError, match="changes 'lr' of its group"):
         ByOptimizer(Counting([parameter], lr=0.1)).appetite(nn.ParameterList([parameter]))
     with pytest.raises(TypeError, match="or a function of a parameter"):
-        compile(nn.Linear(1, 1), mse_loss, ram="1MB", gradients="apply", optimizer=torch.optim.SGD)  # type: ignore[arg-type]
+        compiling.compile(nn.Linear(1, 1), mse_loss, ram="1MB", gradients="apply", optimizer=torch.optim.SGD)  # type: ignore[arg-type]
 
 
 def test_an_optimizers_appetite_is_exact():
@@ -498,8 +498,8 @@ def test_what_a_schedule_cannot_repeat_is_refused_or_runs_eagerly(quick, make, t
         same_model(model, twin)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         model.zero_grad()
+        step = quick(model, mse_loss, ram="100%", gradients="apply", optimizer=optimizer, fallback=True)
         with pytest.warns(FallbackWarning):
-            step = quick(model, mse_loss, ram="100%", gradients="apply", optimizer=optimizer, fallback=True)
             step(*batch)
         torch.optim.SGD(twin.parameters(), lr=0.1).step()
         twin.zero_grad()
@@ -535,7 +535,7 @@ def test_a_full_disk_leaves_the_model_intact(quick, monkeypatch):
     with monkeypatch.context() as broken:
         broken.setattr(os, "pwritev", full)
         for _ in range(2):
-            with pytest.raises(PageError, match="No space left.*are as before the step") as caught:
+            with pytest.raises(PageError, match=r"No space left.*are as before the step") as caught:
                 step(*batch)
             assert caught.value.errno == errno.ENOSPC
     same_model(model, twin)
@@ -604,8 +604,6 @@ def test_the_report_is_readable(quick):
 
 
 def test_few_schedules_are_kept(quick, monkeypatch):
-    from poet import compiling
-
     monkeypatch.setattr(compiling, "_KEPT", 2)
     model, loss_fn, batch = seeded(mlp)
     step = quick(model, loss_fn, ram="100%")

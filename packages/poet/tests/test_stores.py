@@ -1,6 +1,7 @@
 """Stores of pages: every byte of every kind of tensor, failures that are told, nothing left behind."""
 
 import errno
+import itertools
 import os
 import signal
 import subprocess
@@ -138,7 +139,7 @@ def test_places_in_a_file_never_overlap_and_gaps_are_used(lengths, random):
     for k, length in enumerate(lengths):
         taken[k] = space.take(length), length
         spans = sorted(taken.values())
-        assert all(a + n <= b for (a, n), (b, _) in zip(spans, spans[1:], strict=False))
+        assert all(a + n <= b for (a, n), (b, _) in itertools.pairwise(spans))
         assert spans[-1][0] + spans[-1][1] <= space.end <= sum(lengths[: k + 1])
         if random.random() < 0.5:
             space.give(*taken.pop(random.choice(list(taken))))

@@ -8,7 +8,6 @@ leaves it without bias.
 
 from collections.abc import Iterable
 from importlib.metadata import entry_points
-from math import ceil
 from statistics import median
 from time import perf_counter
 from typing import Any, Protocol, final, runtime_checkable
@@ -17,6 +16,8 @@ import torch
 from torch import Tensor
 
 from poet.device import Tier
+from poet.events import Event, Kind
+from poet.measure import CUDA_BLOCK
 from poet.profiling import Transfer, fit_transfer
 from poet.program import Program
 from poet.stores import Form
@@ -91,13 +92,13 @@ def compressible(program: Program, codec: Codec, smallest: int = SMALLEST) -> fr
         base = program.bases[v]
         made = graph.ops[graph.producer[v]].phase
         read = any(graph.ops[i].phase == "backward" for i in graph.users[v])
-        takes = base.dtype in codec.dtypes and base.dense and base.nbytes == value.size
+        takes = base.dtype in codec.dtypes and base.dense and value.size - base.nbytes < CUDA_BLOCK
         if takes and value.size >= smallest and not value.keep and made != "backward" and read:
             chosen.add(v)
     return frozenset(chosen)
 
 
-def approximated(program: Program, events: Iterable[Any], inexact: frozenset[int]) -> frozenset[int]:
+def approximated(program: Program, events: Iterable[Event], inexact: frozenset[int]) -> frozenset[int]:
     """Values whose compressed copies reach the forward pass or what is kept of it.
 
     Args:
@@ -116,16 +117,16 @@ def approximated(program: Program, events: Iterable[Any], inexact: frozenset[int
     exact_ends = {m.output.value for m in program.mutations} | {program.loss.value}
     for event in events:
         v, tier = event.target, event.tier
-        if event.kind == "compute":
+        if event.kind is Kind.COMPUTE:
             op = graph.ops[v]
             depends = frozenset().union(*(origin.get(u, frozenset()) for u in op.inputs))
             if v not in done and op.phase != "backward":
                 bad |= depends
             done.add(v)
             origin.update(dict.fromkeys(op.outputs, depends))
-        elif event.kind == "page_out":
+        elif event.kind is Kind.PAGE_OUT:
             copies[v, tier] = origin.get(v, frozenset()) | ({v} if tier in inexact else frozenset())
-        elif event.kind == "page_in":
+        elif event.kind is Kind.PAGE_IN:
             origin[v] = copies[v, tier]
     for end in exact_ends:
         bad |= origin.get(end, frozenset()) if end is not None else frozenset()
@@ -159,15 +160,15 @@ def codec_tier(
         raise CodecError(f"bits={bits}: the codec offers {', '.join(map(str, codec.bits))}")
     sizes = [(numel * dtype.itemsize, codec.nbytes(numel, dtype, bits)) for numel, dtype in forms if numel]
     ratio = max((stored / size for size, stored in sizes), default=1.0)
-    # the tier rounds up: a hair more keeps ⌈size · ratio⌉ at least the bytes of the codes
-    ratio *= 1 + 1e-12
-    assert all(ceil(size * ratio) >= stored for size, stored in sizes)
+    ratio *= 1 + 1e-12  # a hair more keeps ⌈size · ratio⌉ at least the bytes of the codes
     read, write = speed or time_codec(codec, bits, device)
-    compressed = lambda line: (line.latency, line.throughput * ratio)  # noqa: E731 - a tier counts stored bytes
     return Tier(
         name or f"{bits}-bit",
-        *compressed(read),
-        *compressed(write),
+        read.latency,
+        read.throughput * ratio,  # a tier counts the bytes that it stores
+        write.latency,
+        write.throughput * ratio,
+        block=CUDA_BLOCK if torch.device(device).type == "cuda" else 1,
         ratio=ratio,
         in_ram=True,
         exact=False,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from poet.codecs import Codec, CodecError, find_codec
+from poet.compiling_eager import eager_step
 from poet.compiling_guards import plain, refuse, signature
 from poet.compiling_plan import MemoryLimitError, Order, Plan, make_stores, prepare
 from poet.compiling_updates import ByOptimizer, Function, by_function
@@ -90,6 +91,7 @@ def compile(  # noqa: A001 - as torch.compile
     deadline: float | str | None = None,
     objective: str | Objective = "time",
     tiers: tuple[str, ...] | None = None,
+    recompute: bool = True,
     page_dir: str | os.PathLike[str] | None = None,
     gradients: Gradients = "keep",
     optimizer: Optimizer | Function | None = None,
@@ -120,6 +122,7 @@ def compile(  # noqa: A001 - as torch.compile
         objective: `"time"`, `"energy"` (modelled; `device` must have energies), or weights.
         tiers: Names of the tiers that may be used, of the device's and the codec's; None: all, `()`: recomputation
             alone.
+        recompute: Whether operations may be executed again; False leaves the tiers alone.
         page_dir: Folder for pages on disk. Put it on a disk: pages in a folder that lies in memory relieve nothing.
         gradients: `"keep"`: they are all there at the end, in `.grad`. `"static"`: they are counted as always there,
             and added to `.grad` as they are produced. `"apply"`: `optimizer` updates each parameter as soon as its
@@ -168,9 +171,25 @@ def compile(  # noqa: A001 - as torch.compile
     if found is not None and bits not in found.bits:
         raise CodecError(f"bits={bits}: the codec offers {', '.join(map(str, found.bits))}")
     order = Order(
-        model, loss_fn, ram, deadline, objective, tiers, folder, gradients, update, device, time_limit, gap, margin,
-        found, bits, seed, on_progress,
-    )  # fmt: skip
+        model=model,
+        loss_fn=loss_fn,
+        ram=ram,
+        deadline=deadline,
+        objective=objective,
+        tiers=tiers,
+        recompute=recompute,
+        page_dir=folder,
+        gradients=gradients,
+        update=update,
+        device=device,
+        time_limit=time_limit,
+        gap=gap,
+        margin=margin,
+        codec=found,
+        bits=bits,
+        seed=seed,
+        on_progress=on_progress,
+    )
     step = CompiledStep(order, fallback)
     if sample is not None:
         step.prepare(*(sample if loss_fn is not None else (sample,)))
@@ -241,7 +260,7 @@ class CompiledStep:
             args = self._args(batch)
             key, plan = self._plan(args)
             if plan is None:
-                return self._eager(args)
+                return eager_step(self._order, args)
             try:
                 return plan.executor.step(*args)
             except BaseException as error:
@@ -364,24 +383,6 @@ class CompiledStep:
         done = "updated" if self._order.gradients == "apply" else "had their gradients added"
         return f"Buffers and random generators are as before the step; {used} parameters were {done}, see `consumed`"
 
-    def _eager(self, args: tuple[Any, ...]) -> Tensor:
-        order = self._order
-        inputs = args[0]
-        output = order.model(**inputs) if isinstance(inputs, dict) else order.model(*_tuple(inputs))
-        if order.loss_fn is not None:
-            output = order.loss_fn(output, *(() if args[1] is None else _tuple(args[1])))
-        loss = output if isinstance(output, Tensor) else getattr(output, "loss", None)
-        if not isinstance(loss, Tensor):
-            loss = output["loss"]
-        loss.backward()
-        if order.update is not None:
-            with torch.no_grad():
-                for name, parameter in order.model.named_parameters():
-                    gradient, parameter.grad = parameter.grad, None
-                    if gradient is not None:
-                        order.update(name, parameter, gradient)
-        return loss.detach()
-
 
 class _Exclusive:
     """One step at a time, and none within another."""
@@ -395,10 +396,6 @@ class _Exclusive:
 
     def __exit__(self, *error: object) -> None:
         self.lock.release()
-
-
-def _tuple(part: Any) -> tuple[Any, ...]:
-    return tuple(part) if isinstance(part, tuple | list) else (part,)
 
 
 __all__ = ["CompiledStep", "FallbackWarning", "MemoryLimitError", "StepReport", "compile"]

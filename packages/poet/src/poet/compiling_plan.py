@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal, final
@@ -15,9 +15,9 @@ from poet.codecs import Codec, CodecStore, approximated, codec_tier, compressibl
 from poet.compiling_memory import allocated_peak
 from poet.compiling_updates import Appetite, ByOptimizer, charged, stale
 from poet.device import Device, Tier
-from poet.events import Event, Kind
+from poet.events import Event
 from poet.executor import Executor, Update
-from poet.graph import Graph, Value
+from poet.graph import Graph
 from poet.plan import Schedule
 from poet.problem import Objective
 from poet.profiling import profile_device
@@ -33,7 +33,6 @@ from poet.tracing import trace
 from poet.units import parse_bytes, show_bytes
 
 _TRIES = 4  # schedules that are tried before a limit is given up
-_MARKS = any(entry.name == "compressible" for entry in fields(Value))
 Store = DiskStore | HostStore | CodecStore
 
 
@@ -53,6 +52,7 @@ class Order:
         deadline: As for `solve`.
         objective: As for `solve`.
         tiers: Names of the tiers that may be used; None: all.
+        recompute: Whether operations may be executed again.
         page_dir: Folder of the pages on disk.
         gradients: As for `trace`.
         update: What applies gradients, under `"apply"`.
@@ -72,6 +72,7 @@ class Order:
     deadline: float | str | None = None
     objective: str | Objective = "time"
     tiers: tuple[str, ...] | None = None
+    recompute: bool = True
     page_dir: Path | None = None
     gradients: Gradients = "keep"
     update: Update | None = None
@@ -153,11 +154,12 @@ def _tried(order: Order, program: Program, machine: Device, limit: int, target: 
     """Solve, run, and solve again for less while the run takes more than the limit."""
     plain = program.graph.static.total + program.graph.resident_peak
     allowed = compressible(program, order.codec) if order.codec is not None else frozenset()
-    excess = 0
+    excess = measured = peak = 0
     for tries in range(1, _TRIES + 1):
         program, schedule = _valid(order, program, machine, target - excess, allowed)
         if schedule.events is None:
             raise _refusal(schedule, limit, excess + limit - target)
+        peak = schedule.peak
         stores = make_stores(order, schedule.problem.tiers, program)
         try:
             measured = _trial(program, schedule.events, stores, args)
@@ -168,11 +170,12 @@ def _tried(order: Order, program: Program, machine: Device, limit: int, target: 
             executor = Executor(program, schedule.events, stores=stores, apply=order.update)
             return Plan(schedule, executor, stores, limit, measured, plain, tries)
         _closed(stores)
-        excess = max(excess + 1, measured - schedule.peak)
+        excess = max(excess + 1, measured - peak)
+    enough = limit + measured - peak
     raise MemoryLimitError(
-        f"a step took {show_bytes(measured)} where {show_bytes(schedule.peak)} were planned, with a limit of "
-        f"{show_bytes(limit)}, and {_TRIES} schedules made for less did not help: give about "
-        f"{show_bytes(limit + measured - schedule.peak)} ({limit + measured - schedule.peak} bytes), or a margin"
+        f"a step took {show_bytes(measured)} where {show_bytes(peak)} were planned, with a limit of "
+        f"{show_bytes(limit)}, and {_TRIES} schedules made for less did not help: give about {show_bytes(enough)} "
+        f"({enough} bytes)"
     )
 
 
@@ -183,36 +186,25 @@ def _valid(
     while True:
         graph = _marked(program.graph, allowed)
         schedule = solve(
-            graph, machine, max(target, 0), order.deadline, objective=order.objective, time_limit=order.time_limit,
-            gap=order.gap, seed=order.seed, on_progress=order.on_progress,
+            graph, machine, max(target, 0), order.deadline, objective=order.objective, recompute=order.recompute,
+            time_limit=order.time_limit, gap=order.gap, seed=order.seed, on_progress=order.on_progress,
         )  # fmt: skip
         if schedule.events is None:
             return program, schedule
         inexact = frozenset(k for k, tier in enumerate(machine.tiers) if not tier.exact)
-        spoilt = _squeezed(schedule.events, inexact) - allowed | approximated(program, schedule.events, inexact)
+        spoilt = approximated(program, schedule.events, inexact)
         twice = stale(program, schedule.events) if program.mode == "apply" else frozenset()
         if not spoilt and not twice:
             return program, schedule
-        if spoilt and _MARKS and spoilt & allowed:
-            allowed -= spoilt
-        elif spoilt:
-            machine = machine.with_tiers(*(tier for tier in machine.tiers if tier.exact))
-        if twice:
-            ops = (replace(op, recomputable=op.recomputable and i not in twice) for i, op in enumerate(graph.ops))
-            program = program.with_graph(replace(program.graph, ops=tuple(ops)))
-
-
-def _squeezed(events: Sequence[Event], inexact: frozenset[int]) -> frozenset[int]:
-    return frozenset(e.target for e in events if e.kind is Kind.PAGE_OUT and e.tier in inexact)
+        allowed -= spoilt
+        ops = (replace(op, recomputable=op.recomputable and i not in twice) for i, op in enumerate(graph.ops))
+        program = program.with_graph(replace(program.graph, ops=tuple(ops)))
 
 
 def _marked(graph: Graph, allowed: frozenset[int]) -> Graph:
     """The graph, with the values marked that may be kept compressed."""
-    if not _MARKS:
-        return graph
-    marks: list[dict[str, Any]] = [{"compressible": v in allowed} for v in range(len(graph.values))]
-    values = zip(graph.values, marks, strict=True)
-    return replace(graph, values=tuple(replace(value, **mark) for value, mark in values))
+    values = tuple(replace(value, compressible=v in allowed) for v, value in enumerate(graph.values))
+    return replace(graph, values=values)
 
 
 def _refusal(schedule: Schedule, limit: int, spare: int) -> MemoryLimitError:

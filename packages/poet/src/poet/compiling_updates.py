@@ -1,7 +1,7 @@
 """Updating a parameter as soon as its gradient is there, by the user's optimizer."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, final
 
@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from common_core.memory import storage_bytes
 from poet.compiling_memory import allocated_peak
+from poet.events import Event, computed
 from poet.program import Program
 
 Function = Callable[[nn.Parameter, Tensor], None]
@@ -141,7 +142,7 @@ def charged(program: Program, appetite: Appetite) -> Program:
     return program.with_graph(replace(graph, ops=tuple(ops), static=static))
 
 
-def stale(program: Program, events: Any) -> frozenset[int]:
+def stale(program: Program, events: Iterable[Event]) -> frozenset[int]:
     """Operations that a schedule executes again after the update of a parameter that they read."""
     place = {e.name: k for k, e in enumerate(program.externals) if e.kind == "parameter"}
     updates: dict[int, set[int]] = {}
@@ -151,14 +152,10 @@ def stale(program: Program, events: Any) -> frozenset[int]:
     updated: set[int] = set()
     done: set[int] = set()
     found: set[int] = set()
-    for i in _computed(events):
+    for i in computed(events):
         if any(e in updated for _, e in program.codes[i].externals):
             found.add(i)
         if i not in done:
             done.add(i)
             updated |= updates.get(i, set())
     return frozenset(found)
-
-
-def _computed(events: Any) -> Iterator[int]:
-    yield from (event.target for event in events if event.kind == "compute")
