@@ -49,7 +49,7 @@ def lower_bound(problem: Problem, solver: Optimiser, *, seconds: float = 60.0, w
         windows_of: Number of windows for long graphs.
     """
     trivial = Bound(problem.baseline_cost, "every operation is executed once")
-    if len(problem.graph.ops) <= _WHOLE:
+    if len(problem.graph.ops) <= _WHOLE and not problem.capped:
         found = whole(problem, solver, seconds=seconds)
     else:
         found = windows(problem, solver, critical_stages(problem, windows_of), seconds=seconds)
@@ -155,16 +155,14 @@ class _Windows:
         self.start = following
 
     def resources(self) -> None:
-        """The deadline, the channels' time and the tiers' room."""
+        """The deadline."""
         problem = self.problem
         if np.isfinite(problem.deadline):
             terms = [(c, float(problem.op_seconds[i])) for c, i in self.runs]
             terms += [(c, problem.shown[k] * float(problem.read_seconds[k, v])) for c, k, v in self.ins]
             terms += [(c, problem.shown[k] * float(problem.write_seconds[k, v])) for c, k, v in self.outs]
             self._row([(c, float(a)) for c, a in terms if a], problem.deadline - problem.baseline_seconds)
-        for k, tier in enumerate(problem.tiers):
-            if tier.capacity is not None and not tier.in_ram:
-                self._row([(c, float(problem.stored[k, v])) for c, j, v in self.outs if j == k], float(tier.capacity))
+        # A tier's room limits nothing here: copies can be dropped and made again.
 
     def _flow(
         self, v: int, first: int, somewhere: int, arrivals: list[tuple[int, float]], following: int | None

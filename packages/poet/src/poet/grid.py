@@ -25,7 +25,7 @@ from math import inf, isfinite
 from typing import final
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from scipy import sparse
 
 from poet.events import Event, Kind, compute, drop, free, page_in, page_out
@@ -149,7 +149,7 @@ class Grid:
     memory: Int[np.ndarray, " places"]
     base: float
 
-    def objective(self, x: Float[np.ndarray, " x"]) -> float:
+    def objective(self, x: Shaped[np.ndarray, " x"]) -> float:
         """Cost of a solution."""
         return float(self.cost @ x) + self.base
 
@@ -185,7 +185,7 @@ def build(problem: Problem, places: Sequence[Sequence[int]]) -> Grid:
     run.append(-1)
     concerns = _concerns(graph, op)
     memory: list[list[tuple[int, float]]] = [[] for _ in op]
-    fixed = [0] * len(op)
+    fixed = [0.0] * len(op)
     lives = []
     for v in range(len(graph.values)):
         life = _live(problem, v, concerns[v], stage, columns)
@@ -198,7 +198,7 @@ def build(problem: Problem, places: Sequence[Sequence[int]]) -> Grid:
             if run[e] < 0:
                 fixed[e] += space
             elif space:
-                memory[e].append((run[e], space))
+                memory[e].append((run[e], float(space)))
     first = len(rows.upper)
     for terms, used in zip(memory, fixed, strict=True):
         rows.add(terms, problem.ram - used)
@@ -287,10 +287,10 @@ def _link(problem: Problem, life: Life, run: Sequence[int], rows: _Rows) -> None
 
 
 def _charge(
-    problem: Problem, v: int, life: Life, run: Sequence[int], memory: list[list[tuple[int, float]]], fixed: list[int]
+    problem: Problem, v: int, life: Life, run: Sequence[int], memory: list[list[tuple[int, float]]], fixed: list[float]
 ) -> None:
     """Terms of one value in the memory rows."""
-    size = int(problem.sizes[v])
+    size = float(problem.sizes[v])
     if not size:
         return
     stored = problem.stored[:, v]
@@ -306,14 +306,14 @@ def _charge(
             memory[e] += [(c, size) for c in (*((life.hold[j - 1],) if j else ()), *life.into[j]) if c >= 0]
         for k, codes in enumerate(life.codes):
             if codes:
-                memory[e] += [(codes[j - 1], int(stored[k]))] if j else []
-                memory[e] += [(life.squeeze[k][j], int(stored[k]))] if j < len(codes) else []
+                memory[e] += [(codes[j - 1], float(stored[k]))] if j else []
+                memory[e] += [(life.squeeze[k][j], float(stored[k]))] if j < len(codes) else []
         if j < len(life.hold):
             for between in range(e + 1, life.places[j + 1]):
                 memory[between].append((life.hold[j], size))
                 for k, codes in enumerate(life.codes):
                     if codes:
-                        memory[between].append((codes[j], int(stored[k])))
+                        memory[between].append((codes[j], float(stored[k])))
 
 
 def _resources(problem: Problem, op: Sequence[int], run: Sequence[int], lives: Sequence[Life], rows: _Rows) -> None:
@@ -335,7 +335,7 @@ def _resources(problem: Problem, op: Sequence[int], run: Sequence[int], lives: S
         if tier.in_ram:
             continue
         if tier.capacity is not None:
-            rows.add([(c, int(problem.stored[k, v])) for c, v in outs[k]], tier.capacity)
+            rows.add([(c, float(problem.stored[k, v])) for c, v in outs[k]], float(tier.capacity))
         if isfinite(problem.deadline) and problem.paging == "overlap":
             reads = [(c, float(problem.read_seconds[k, v])) for c, v in ins[k]]
             writes = [(c, float(problem.write_seconds[k, v])) for c, v in outs[k]]

@@ -176,6 +176,11 @@ class Problem:
         return self.tiers[k].exact or self.graph.values[v].compressible
 
     @property
+    def capped(self) -> bool:
+        """Whether a tier's room is limited: dropping copies to make room may then pay, which no engine considers."""
+        return any(tier.capacity is not None and not tier.in_ram for tier in self.tiers)
+
+    @property
     def baseline_cost(self) -> float:
         """Cost of executing every operation once: no schedule costs less."""
         return float(self.op_cost.sum())

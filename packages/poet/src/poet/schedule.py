@@ -77,8 +77,10 @@ class Found:
     seconds: float
 
 
-FRONTIER = "schedules that execute every operation for the first time in the graph's order"
-"""The class of the paper's program (frontier-advancing)."""
+FRONTIER = (
+    "schedules that execute operations for the first time, and again between two first times, in the graph's order"
+)
+"""The class of the paper's program (frontier-advancing), in which bounds hold and schedules are called optimal."""
 
 
 @final

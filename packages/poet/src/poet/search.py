@@ -20,6 +20,9 @@ from poet.schedule import Found, Limits, Status
 from poet.structure import Counterparts, repeated_blocks
 from poet.trim import trim
 
+EXACT = 1e-6
+"""Gap at which a schedule counts as optimal: what the optimisers' tolerances leave."""
+
 _DEPTHS = (1, 2, 3, 5, 8, 12, 18, 27, 40, 60, 90, 135, 200)
 _VARIABLES = 60_000  # beyond that, a grid is searched by neighbourhoods alone
 _WHOLE = 220  # operations up to which the whole grid is used
@@ -160,7 +163,7 @@ class _Search:
         return self.left() <= 0 or self.close_enough()
 
     def close_enough(self) -> bool:
-        slack = max(self.limits.gap, 1e-9) * self.problem.baseline_cost
+        slack = max(self.limits.gap, EXACT) * self.problem.baseline_cost
         return self.cost - self.bound.value <= slack or self.bound.value == np.inf
 
     # The search
@@ -224,7 +227,7 @@ class _Search:
         )  # fmt: skip
         if answer.x is not None:
             self.offer(grid.decode(answer.x), doing)
-        if last and self.engine == "highs" and len(self.problem.graph.ops) <= _WHOLE:
+        if last and self.engine == "highs" and len(self.problem.graph.ops) <= _WHOLE and not self.problem.capped:
             if answer.status == "INFEASIBLE":
                 self.prove(Bound(np.inf, "the whole grid is infeasible"))
             elif np.isfinite(answer.bound):
@@ -279,7 +282,7 @@ class _Search:
                 cuts.append(list(range(1, n)))
             for chosen in cuts:
                 self._prove_by(lambda chosen=chosen: windows(problem, self.prover, chosen, seconds=self.left()))
-            if n <= _WHOLE:
+            if n <= _WHOLE and not problem.capped:
                 self._prove_by(lambda: whole(problem, self.prover, seconds=self.left()))
             for chosen in (cuts[1:2] or cuts[:1]) + cuts[-1:]:
                 self._branch(chosen)

@@ -73,7 +73,8 @@ def solve_cpsat(program: dict[str, Any], reply: Reply) -> None:
     solver.parameters.random_seed = program["seed"]
     solver.parameters.absolute_gap_limit = program["gap"]
     status = solver.solve(model, Report())
-    reply(("done", solver.status_name(status), solver.best_objective_bound, None))
+    name = solver.status_name(status)
+    reply(("done", name, np.inf if name == "INFEASIBLE" else solver.best_objective_bound, None))
 
 
 def solve_highs(program: dict[str, Any], reply: Reply) -> None:

@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import inf, isfinite
-from typing import Literal
 
 from poet.baselines import best_segments
 from poet.baselines_chain import hrevolve, revolve
@@ -19,12 +18,11 @@ from poet.problem import Objective, Paging, Problem, formulate
 from poet.replay import ReplayError, replay
 from poet.rounding import solve_rounding
 from poet.schedule import FRONTIER, Certificate, Found, Limits, Status
-from poet.search import OnProgress, search
+from poet.search import EXACT, OnProgress, search
 from poet.tight import solve_tight
 from poet.transfers import overlap
 from poet.trim import trim
 
-Solver = Literal["auto", "cpsat", "tight", "rounding", "reference", "reference:SCIP", "reference:GUROBI"]
 SOLVERS = ("auto", "cpsat", "tight", "rounding", "reference", "reference:SCIP", "reference:GUROBI")
 """Names of the engines; `"auto"` is the search over grids with HiGHS, whatever the size."""
 
@@ -41,7 +39,7 @@ def solve(
     tiers: Sequence[str] | None = None,
     paging: Paging = "overlap",
     recompute: bool = True,
-    solver: Solver = "auto",
+    solver: str = "auto",
     time_limit: float = 60.0,
     gap: float = 1e-4,
     workers: int = 1,
@@ -101,7 +99,7 @@ def solve_problem(
     problem: Problem,
     limits: Limits,
     *,
-    solver: Solver = "auto",
+    solver: str = "auto",
     starts: Sequence[Sequence[Event]] = (),
     on_progress: OnProgress | None = None,
 ) -> Schedule:
@@ -136,7 +134,7 @@ def solve_problem(
 
 
 def _engine(
-    problem: Problem, limits: Limits, solver: Solver, starts: Sequence[Sequence[Event]], on_progress: OnProgress | None
+    problem: Problem, limits: Limits, solver: str, starts: Sequence[Sequence[Event]], on_progress: OnProgress | None
 ) -> tuple[Found, Bound]:
     if solver == "tight":
         return _alone(problem, solve_tight(problem, limits))
@@ -196,7 +194,7 @@ def _finish(problem: Problem, found: Found, bound: Bound, seconds: float, limits
     certificate = Certificate(
         value, min(bound.value, value), base, found.engine, bound.by, f"among {FRONTIER}", seconds
     )
-    close = certificate.gap <= max(limits.gap, 1e-9)
+    close = certificate.gap <= max(limits.gap, EXACT)
     return Schedule(problem, Status.OPTIMAL if close else Status.FEASIBLE, events, certificate)
 
 

@@ -50,7 +50,7 @@ class Surface:
     def front(self) -> list[Schedule]:
         """The schedules that no other beats in limit, seconds and cost at once."""
         made = [s for line in self.schedules for s in line if s.certificate is not None]
-        points = [(s.problem.limit, s.seconds, s.certificate.objective if s.certificate else 0.0) for s in made]
+        points = [(float(s.problem.limit), s.seconds, s.certificate.objective if s.certificate else 0.0) for s in made]
 
         def beaten(p: tuple[float, ...]) -> bool:
             return any(q != p and all(a <= b for a, b in zip(q, p, strict=True)) for q in points)

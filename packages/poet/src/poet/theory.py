@@ -66,6 +66,8 @@ def optimum(problem: Problem, order: str = "graph") -> Optimum | None:
     """
     if order not in ORDERS:
         raise ValueError(f"order must be one of {', '.join(ORDERS)}, got {order!r}")
+    if not all(tier.exact for tier in problem.tiers):
+        raise ValueError("exhaustive search knows tiers that give exact copies back alone")
     if len(problem.graph.ops) > 12 or len(problem.graph.values) * (1 + len(problem.tiers)) > 24:
         raise ValueError("exhaustive search is for at most 12 operations and 24 places of values")
     return _Search(problem, order).run()
@@ -80,6 +82,9 @@ class _Search:
         self.all_ops = (1 << len(graph.ops)) - 1
         self.reads = [_mask(op.inputs) for op in graph.ops]
         self.makes = [_mask(op.outputs) for op in graph.ops]
+        backward = [op.phase == "backward" for op in graph.ops]
+        self.lossy = [not tier.exact for tier in problem.tiers]
+        self.may_lose = [*backward, False]  # by the first operation that has not run
         self.kept = _mask(v for v, value in enumerate(graph.values) if value.keep)
         self.sizes = [value.size for value in graph.values]
         self.channels = _channels(problem)
@@ -159,11 +164,18 @@ class _Search:
         for k in range(len(problem.tiers)):
             for v in range(len(self.sizes)):
                 here, copied, bit = resident >> v & 1, copies >> self.place(k, v) & 1, 1 << self.place(k, v)
+                if self.lossy[k] and not self.may_read(done, v, back=copied and not here):
+                    continue
                 if here and not copied and self.room(k, copies | bit):
                     if self.used(resident, copies | bit) <= problem.ram:
                         yield page_out(v, k), (done, last, resident, copies | bit), self.adds(k, v, write=True)
                 elif copied and not here and self.used(resident | 1 << v, copies) <= problem.ram:
                     yield page_in(v, k), (done, last, resident | 1 << v, copies), self.adds(k, v, write=False)
+
+    def may_read(self, done: int, v: int, back: bool) -> bool:
+        """Whether an inexact copy may be made (of compressible values), or be read (by the backward pass) now."""
+        stage = next(i for i in range(len(self.may_lose)) if not done >> i & 1)
+        return self.problem.graph.values[v].compressible and (self.may_lose[stage] or not back)
 
     def room(self, tier: int, copies: int) -> bool:
         capacity = self.problem.tiers[tier].capacity

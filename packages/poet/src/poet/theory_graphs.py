@@ -1,5 +1,7 @@
 """Small random problems for comparing solvers with the exhaustive search."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from poet.device import Device, Tier
@@ -30,7 +32,7 @@ def small_problem(
         several_outputs: Whether some operations make two values.
         workspace: Whether operations need some.
         fixed: Whether some operations must not run again.
-        in_ram: Whether the last tier's copies lie in RAM, at half the size.
+        in_ram: Whether the last tier's copies lie in RAM, at half the size, and are inexact.
         paging: See `Problem`.
         deadline: A factor of the plain duration.
 
@@ -47,12 +49,13 @@ def small_problem(
             near = len(values) - 1 if rng.random() < 0.7 else int(rng.integers(len(values)))
             inputs = {near, int(rng.integers(len(values)))}
         outputs = range(len(values), len(values) + (2 if several_outputs and rng.random() < 0.4 else 1))
-        values += [Value(f"v{v}", int(rng.integers(1, 6))) for v in outputs]
+        values += [Value(f"v{v}", int(rng.integers(1, 6)), compressible=v % 3 > 0) for v in outputs]
         extra = int(rng.integers(0, 3)) if workspace else 0
         again = not fixed or bool(rng.random() < 0.7)
         flops = float(rng.integers(1, 9))
-        made.append(Op(f"op{i}", tuple(sorted(inputs)), tuple(outputs), flops, workspace=extra, recomputable=again))
-    values[-1] = Value(values[-1].name, values[-1].size, keep=bool(rng.random() < 0.5))
+        phase = "backward" if 2 * i >= ops else "forward"
+        made.append(Op(f"op{i}", tuple(sorted(inputs)), tuple(outputs), flops, None, extra, phase, again))
+    values[-1] = replace(values[-1], keep=bool(rng.random() < 0.5))
     graph = Graph("small", tuple(made), tuple(values))
     speeds = rng.integers(0, 3, size=(tiers, 2)).tolist(), rng.integers(1, 4, size=(tiers, 2)).tolist()
     behind = tuple(
@@ -61,7 +64,7 @@ def small_problem(
     )
     if in_ram and behind:
         last = behind[-1]
-        inside = Tier(last.name, 0.0, 2.0, 0.0, 2.0, power=1.0, ratio=0.5, in_ram=True, exact=False)
+        inside = Tier(last.name, 0.0, 2.0, 0.0, 2.0, power=1.0, ratio=0.5, in_ram=True)
         behind = (*behind[:-1], inside)
     device = Device("toy", flops_per_second=1.0, compute_power=1.0, tiers=behind)
     low, high = graph.largest_working_set, graph.resident_peak

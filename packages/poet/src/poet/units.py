@@ -69,7 +69,7 @@ def parse_deadline(deadline: float | str | None, baseline: float) -> float:
     return seconds
 
 
-def show_bytes(size: float) -> str:
+def show_bytes(size: int) -> str:
     """Bytes for people.
 
     Example:
