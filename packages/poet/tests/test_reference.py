@@ -75,7 +75,14 @@ def test_what_the_paper_does_not_know_is_refused():
     limited = Tier("flash", 0.0, 1.0, 0.0, 1.0, capacity=4)
     inside = Tier("8-bit", 0.0, 1.0, 0.0, 1.0, in_ram=True)
     plain = small_problem(np.random.default_rng(0), 3, tiers=2)
-    for tiers, named in ((plain.tiers, "2 tiers"), ((limited,), "limited size"), ((inside,), "copies lie in RAM")):
+    coarse = Tier("4-bit", 0.0, 1.0, 0.0, 1.0, exact=False)
+    refused = (
+        (plain.tiers, "2 tiers"),
+        ((limited,), "limited size"),
+        ((inside,), "lie in RAM"),
+        ((coarse,), "inexact"),
+    )
+    for tiers, named in refused:
         problem = Problem(plain.graph, plain.device.with_tiers(*tiers), plain.limit)
         with pytest.raises(ValueError, match=named):
             solve_reference(problem)

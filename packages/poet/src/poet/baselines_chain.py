@@ -59,7 +59,7 @@ def hrevolve(problem: Problem, limits: Limits | None = None) -> Found:
     """
     limits = limits or Limits()
     chain, best = _Chain(problem), Best(problem)
-    outside = [k for k, tier in enumerate(problem.tiers) if not tier.in_ram]
+    outside = [k for k, tier in enumerate(problem.tiers) if tier.exact and not tier.in_ram]
     count = len(chain.forward)
     periods = [0, *(period for period in _SOME if period < count)]
     for tier, period, places in product(outside or [0], periods if outside else [0], _SOME):

@@ -165,7 +165,7 @@ class _Tiers:
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self.room = [
-            0.0 if tier.in_ram else inf if tier.capacity is None else float(tier.capacity) for tier in problem.tiers
+            -1.0 if tier.in_ram else inf if tier.capacity is None else float(tier.capacity) for tier in problem.tiers
         ]
         self.taken: dict[int, int] = {}
 
@@ -173,9 +173,7 @@ class _Tiers:
         if v in self.taken:
             return self.taken[v]
         problem = self.problem
-        there = [
-            k for k in range(len(self.room)) if problem.stored[k, v] <= self.room[k] and not problem.tiers[k].in_ram
-        ]
+        there = [k for k in range(len(self.room)) if problem.stored[k, v] <= self.room[k] and problem.tiers[k].exact]
         return min(there, key=lambda k: problem.in_cost[k, v] + problem.out_cost[k, v], default=None)
 
     def take(self, v: int, tier: int) -> None:

@@ -13,6 +13,8 @@ tier k, at least once in stage t), $O_{kv}$ (v is ever copied to tier k). Every 
 - nothing comes that is there all along: $P_{tv} + I_{tkv} \le 1$; only copies come: $I_{tkv} \le O_{kv}$; and what
   comes is read, by t or by what runs again, as a page-in can always wait: $I_{tkv} \le \sum_i R_{ti}$ over the readers
   i of v unless t is one;
+- what is not there when t runs comes back by its next reader u: $X_{tv} + \sum_{t < s \le u} R_{sp(v)} + \sum_k O_{kv}
+  \ge 1$, without which a copy that is read little by little costs next to nothing;
 - memory when t runs: $\sum_v m_v X_{tv}$, its outputs and workspace at most M;
 - memory when i runs again: $\sum_v m_v \max(P_{tv}, [v \text{ is read or made by } i] R_{ti})$ and workspace at most M;
 - the deadline, and the load of each channel.
@@ -26,10 +28,13 @@ from math import inf, isfinite
 import numpy as np
 from jaxtyping import Bool, Int
 
+from poet.gaps import gap_bound
 from poet.linear import NONE, Builder, minimise
 from poet.problem import Problem
 from poet.schedule import Limits
+from poet.stages import readable
 
+_WHOLE = 300  # operations beyond which this program is too large
 _UNITS = 1e4  # the plain step costs this much: solvers' absolute tolerances are then nothing
 
 
@@ -41,8 +46,8 @@ def frontier_bound(problem: Problem, limits: Limits | None = None) -> float:
         limits: Time.
 
     Returns:
-        No schedule of the class `poet.schedule.FRONTIER` costs less; infinite if there is none. When the time is over,
-        the plain step's cost.
+        No schedule with first executions in the graph's order (`poet.schedule.FRONTIER` is among them) costs less;
+        infinite if there is none. When time is over, or the graph has more than 300 operations, that of `poet.gaps`.
 
     Example:
         >>> from poet.graph import chain
@@ -52,12 +57,14 @@ def frontier_bound(problem: Problem, limits: Limits | None = None) -> float:
         >>> frontier_bound(formulate(chain("c", [1, 1, 1]), device, 1))
         inf
     """
-    if problem.ram < problem.graph.largest_working_set:
-        return inf
+    limits = limits or Limits()
+    floor = gap_bound(problem, limits)
+    if floor == inf or len(problem.graph.ops) > _WHOLE:
+        return floor
     scale = (problem.baseline_cost or 1.0) / _UNITS
     program = _Stages(problem, scale).builder.build()
-    overhead = minimise(program, (limits or Limits()).seconds).bound * scale  # first executions are not in the program
-    return problem.baseline_cost + max(overhead, 0.0)
+    overhead = minimise(program, limits.seconds).bound * scale  # first executions are not in the program
+    return max(floor, problem.baseline_cost + overhead)
 
 
 class _Stages:
@@ -91,7 +98,7 @@ class _Stages:
         self.read = read
         inside = np.array([tier.in_ram for tier in problem.tiers], dtype=bool)
         useful = exists & (read | self._readers_before())
-        back = np.where(inside[None, :, None], exists[:, None, :], useful[:, None, :])
+        back = np.where(inside[None, :, None], exists[:, None, :], useful[:, None, :]) & readable(problem)
         self.I = self.builder.variables(back, problem.in_cost / scale)
         # In RAM when a stage starts: as at its last operation; what that produced surely was (-> no row).
         self.before = np.full_like(self.X, NONE)
@@ -128,8 +135,9 @@ class _Stages:
         paid = np.where(inside[:, None], 0.0, problem.out_cost / scale)  # copies in RAM are paid where they are made
         self.O = self.builder.variables(np.ones((self.K, self.V), dtype=bool), paid)
         held = self.I != NONE
-        self.Z = self.builder.variables(held & inside[None, :, None])  # a copy lies in RAM when t runs
-        self.W = self.builder.variables(held & inside[None, :, None], problem.out_cost / scale)  # made in stage t
+        codes = (self.X != NONE)[:, None, :] & (inside[:, None] & held.any(axis=0))[None]
+        self.Z = self.builder.variables(codes)  # a copy lies in RAM when t runs
+        self.W = self.builder.variables(codes, problem.out_cost / scale)  # made in stage t
         P = np.repeat(self.P[:, None], self.K, axis=1)
         rows([(1, P[held]), (1, self.I[held])], upper=1.0)
         copies = np.broadcast_to(self.O[None], self.I.shape)

@@ -88,6 +88,26 @@ class Builder:
         self._sides.append(np.tile([lower, upper], (amount, 1)))
         self.count += amount
 
+    def scatter(
+        self,
+        row: Int[np.ndarray, " n"],
+        coefficient: Float[np.ndarray, " n"],
+        index: Int[np.ndarray, " n"],
+        lower: Float[np.ndarray, " rows"],
+    ) -> None:
+        """Rows with any number of variables each, bounded below.
+
+        Args:
+            row: Row of each term, counted from the first of these.
+            coefficient: Its coefficient.
+            index: Its variable.
+            lower: Left-hand sides.
+        """
+        there = (index != NONE) & (coefficient != 0)
+        self._triplets.append((row[there] + self.count, index[there], coefficient[there]))
+        self._sides.append(np.stack([lower, np.full(len(lower), inf)], axis=1))
+        self.count += len(lower)
+
     def build(self) -> "Linear":
         """The program."""
         row, column, value = (np.concatenate(parts) for parts in zip(*self._triplets, strict=True))
@@ -150,6 +170,9 @@ def minimise(program: Linear, seconds: float = 60.0, method: str = "highs") -> R
     Returns:
         The solution and a bound that is safe, see `safe_bound`.
     """
+    if not len(program.cost):  # scipy refuses this
+        fits = bool((program.row_lower <= 0).all() and (program.row_upper >= 0).all())
+        return Relaxed(np.empty(0) if fits else None, 0.0 if fits else inf, True)
     equal = program.row_lower == program.row_upper
     below, above = ~equal & np.isfinite(program.row_upper), ~equal & np.isfinite(program.row_lower)
     result = optimize.linprog(

@@ -191,9 +191,11 @@ def _check(problem: Problem) -> None:
         given = "a tier whose copies lie in RAM"
     elif any(tier.capacity is not None for tier in problem.tiers):
         given = "a tier of limited size"
+    elif any(not tier.exact for tier in problem.tiers):
+        given = "a tier whose copies are inexact"
     if given:
         raise ValueError(
-            f"the paper's program knows one tier, outside RAM and without limit, got {given}; "
+            f"the paper's program knows one tier, exact, outside RAM and without limit, got {given}; "
             "use the tightened program or the default engine"
         )
 

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 
 from poet.events import Event, Kind, compute, page_in
 from poet.problem import Problem
+from poet.stages import readable
 
 
 class Prices:
@@ -16,14 +17,28 @@ class Prices:
     Args:
         problem: The problem.
         op: Price of executing each operation; infinite where it may not run again.
-        back: Price of bringing each value back from each tier.
+        back: Price of bringing each value back from each tier; inexact tiers count in the backward pass alone.
     """
 
     def __init__(self, problem: Problem, op: Float[np.ndarray, " n"], back: Float[np.ndarray, "K V"]) -> None:
         self.problem = problem
         self.op = np.where(problem.recomputable, op, inf).tolist()
-        self.tier = back.argmin(axis=0).tolist() if len(back) else [-1] * len(problem.graph.values)
-        self.back = back.min(axis=0).tolist() if len(back) else [inf] * len(problem.graph.values)
+        self._tables: dict[bytes, tuple[list[int], list[float]]] = {}
+        self._table, self._allowed = back, readable(problem)
+        self.tier: list[int] = []
+        self.back: list[float] = []
+        self.at(0)
+
+    def at(self, stage: int) -> None:
+        """Turn to a stage: what may come back from which tier differs."""
+        allowed = self._allowed[stage]
+        key = allowed.tobytes()
+        if key not in self._tables:
+            table = np.where(allowed, self._table, inf)
+            least = (table.argmin(axis=0), table.min(axis=0)) if len(table) else (np.empty(0), np.empty(0))
+            count = len(self.problem.graph.values)
+            self._tables[key] = (least[0].tolist() or [-1] * count, least[1].tolist() or [inf] * count)
+        self.tier, self.back = self._tables[key]
 
     def cheapest(self, targets: Iterable[int], present: set[int]) -> list[Event] | None:
         """The steps that bring values back: recomputations in the graph's order, page-ins right before their reader.
@@ -114,6 +129,7 @@ def follow(
     steps: list[Event] = []
     present: set[int] = set()
     for t, op in enumerate(graph.ops):
+        prices.at(t)
         brought = prices.cheapest(op.inputs, present)
         if brought is None:
             return None
@@ -124,6 +140,7 @@ def follow(
         present = {v for v in present if wanted[t + 1, v]}
         if t + 1 < len(graph.ops):
             present = _squeeze(problem, t + 1, present, None if value is None else value[t + 1], prices)
+    prices.at(len(graph.ops))
     brought = prices.cheapest([v for v, value in enumerate(graph.values) if value.keep], present)
     return None if brought is None else steps + brought
 

@@ -54,7 +54,7 @@ class Plan:
                     pending.pop(v, None)
                 steps.append(compute(i))
             for k, v in np.argwhere(self.read[t]).tolist():
-                if problem.tiers[k].in_ram:
+                if problem.tiers[k].in_ram or not problem.tiers[k].exact:
                     steps.append(page_in(v, k))
                 else:
                     pending[v] = k
@@ -164,9 +164,44 @@ def add_copies(problem: Problem, steps: Sequence[Event]) -> list[Event]:
     return [event for at, step in enumerate(steps) for event in (step, *after.get(at, ()))]
 
 
+def readable(problem: Problem) -> Bool[np.ndarray, "stages K V"]:
+    """Whether value v may be paged in from tier k in stage t, row T being the end of the step.
+
+    An inexact copy may be read by the backward pass alone, and be made of compressible values alone.
+    """
+    backward = np.array([op.phase == "backward" for op in problem.graph.ops] + [False])
+    exact = np.array([tier.exact for tier in problem.tiers], dtype=bool)
+    takes = [[problem.takes(k, v) for v in range(len(problem.graph.values))] for k in range(len(problem.tiers))]
+    takes_all = np.array(takes, dtype=bool).reshape(len(exact), len(problem.graph.values))
+    return takes_all[None] & (exact[None, :] | backward[:, None])[:, :, None]
+
+
 def fits(problem: Problem, events: Sequence[Event]) -> bool:
-    """Whether a schedule keeps the RAM limit, the room of tiers, and the deadline as the linear engines see it."""
-    return replay(problem, events).peak <= problem.ram and _rooms(problem, events) and _in_time(problem, events)
+    """Whether a schedule keeps the RAM limit, the room of tiers, and the deadline as the linear engines see it.
+
+    Also whether it reads inexact copies only where that is allowed.
+    """
+    return (
+        replay(problem, events).peak <= problem.ram
+        and _rooms(problem, events)
+        and _in_time(problem, events)
+        and _exact(problem, events)
+    )
+
+
+def _exact(problem: Problem, events: Sequence[Event]) -> bool:
+    if all(tier.exact for tier in problem.tiers):
+        return True
+    allowed, done = readable(problem), set()
+    stage = 0  # the first operation that has not run
+    for event in events:
+        if event.kind is Kind.COMPUTE:
+            done.add(event.target)
+            while stage in done:
+                stage += 1
+        elif event.kind is Kind.PAGE_IN and not allowed[stage, event.tier, event.target]:
+            return False
+    return True
 
 
 def _rooms(problem: Problem, events: Sequence[Event]) -> bool:

@@ -27,7 +27,9 @@ def stage_optimum(problem: Problem) -> float:
     Raises:
         ValueError: If the problem has what the paper's program does not know.
     """
-    if len(problem.tiers) > 1 or any(tier.in_ram or tier.capacity is not None for tier in problem.tiers):
+    if len(problem.tiers) > 1 or any(
+        tier.in_ram or tier.capacity is not None or not tier.exact for tier in problem.tiers
+    ):
         raise ValueError("the paper's class has one tier, outside RAM and unlimited")
     if any(len(op.outputs) != 1 for op in problem.graph.ops) or (
         problem.paging == "overlap" and problem.deadline < inf
@@ -92,7 +94,8 @@ def knapsack_bound(problem: Problem) -> float:
 def _comeback(problem: Problem, v: int) -> float:
     """Least that bringing a value back costs."""
     i = problem.graph.producer[v]
-    ways = [float(problem.in_cost[k, v] + problem.out_cost[k, v]) for k in range(len(problem.tiers))]
+    tiers = [k for k in range(len(problem.tiers)) if problem.takes(k, v)]
+    ways = [float(problem.in_cost[k, v] + problem.out_cost[k, v]) for k in tiers]
     if problem.recomputable[i]:
         made = sum(problem.graph.values[u].size for u in problem.graph.ops[i].outputs)
         ways.append(float(problem.op_cost[i]) * problem.graph.values[v].size / made)

@@ -10,13 +10,15 @@ and its staying in RAM, at most one happens, and only to what is there,
 
 $$\sum_k F_{tvk} + S_{t+1,v} \le 1, \qquad \sum_k F_{tvk} + S_{t+1,v} \le S_{tv} + R_{tv} + I_{tv}$$
 
-without which fractional points free a value more often than they hold it. Several tiers, copies in RAM and tiers of
-limited size are covered: copies take their room from the stage in which they are made to the one in which they are last
-read.
+without which fractional points free a value more often than they hold it; and what is not there comes back by its next
+reader u, recomputed or from a copy, $S_{tv} + \sum_{t \le s \le u} R_{sp(v)} + D_{u-1,v} \ge 1$.
+
+Several tiers, copies in RAM and tiers of limited size are covered: copies take their room from the stage in which they
+are made to the one in which they are last read.
 
 The relaxation bounds the paper's class (`STAGES`), which is smaller than `poet.schedule.FRONTIER`: there a transfer may
-happen within a stage, and recomputations in any order. Where RAM is tight the optimum of the larger class can be below
-this bound; see `poet.frontier` for one that holds in the larger class.
+happen within a stage. Where RAM is tight the optimum of the larger class can be below this bound; see `poet.frontier`
+and `poet.gaps` for bounds that hold there.
 
 Reference:
     Patil et al. (2022), section 4; Jain et al. (2020), Checkmate, section 4.
@@ -34,7 +36,7 @@ from scipy import optimize
 from poet.linear import NONE, Builder, Linear, minimise
 from poet.problem import Problem
 from poet.schedule import Found, Limits
-from poet.stages import Best, Plan
+from poet.stages import Best, Plan, readable
 
 STAGES = "schedules in stages: recomputations within a stage in the graph's order, transfers between stages"
 """The class of the paper's program."""
@@ -184,6 +186,7 @@ def formulate_tight(problem: Problem) -> Tight:
     scale = (problem.baseline_cost or 1.0) / _UNITS
     places = _variables(lp, problem, scale)
     _residency(lp, problem, places)
+    _comeback(lp, problem, places)
     _memory(lp, problem, places)
     _tiers(lp, problem, places)
     _deadline(lp, problem, places)
@@ -201,8 +204,9 @@ def _variables(lp: Builder, problem: Problem, scale: float) -> Places:
     exists = np.array(graph.producer)[None, :] < np.arange(T + 1)[:, None]  # when stage t starts
     exists[T] = kept
     at_end = exists & (np.arange(T + 1) == T)[:, None]
-    in_tier = np.repeat(exists[:T, None, :], K, axis=1)
-    back = in_tier & ((stage < T - 1)[:, None] | kept[None, :])[:, None, :]
+    allowed = readable(problem)
+    in_tier = np.repeat(exists[:T, None, :], K, axis=1) & allowed.any(axis=0)[None]
+    back = in_tier & ((stage < T - 1)[:, None] | kept[None, :])[:, None, :] & allowed[1:]
     return Places(
         run=lp.variables(first | again, problem.op_cost / scale, lower=first.astype(float)),
         ram=lp.variables(exists, lower=at_end.astype(float)),
@@ -229,6 +233,32 @@ def _residency(lp: Builder, problem: Problem, at: Places) -> None:
     lp.rows([(1, at.read.ravel()), (-1, at.copy.ravel())], upper=0.0)
     ram = np.repeat(at.ram[:-1, None, :], len(problem.tiers), axis=1)
     lp.rows([(1, at.written.ravel()), (-1, ram.ravel())], upper=0.0)
+
+
+def _comeback(lp: Builder, problem: Problem, at: Places) -> None:
+    """What is not there at the start of a stage comes back before its next reader: recomputed, or from a copy."""
+    graph = problem.graph
+    T, V = len(graph.ops), len(graph.values)
+    if any(tier.in_ram or tier.capacity is not None for tier in problem.tiers):
+        return  # there a copy may be gone again by then
+    producer = np.array(graph.producer)
+    Q = lp.variables(np.tri(T + 1, T, -1, dtype=bool), upper=float(T), integral=False)  # runs from stage t on
+    there = Q[:-1] != NONE
+    lp.rows([(1, Q[:-1][there]), (-1, Q[1:][there]), (-1, at.run[there])], lower=0.0, upper=0.0)
+    lp.rows([(1, Q[-1])], upper=0.0)
+    reads = np.zeros((T + 1, V), dtype=bool)
+    for t, op in enumerate(graph.ops):
+        reads[t, list(op.inputs)] = True
+    reads[T] = [value.keep for value in graph.values]
+    following = np.full((T + 2, V), T + 1)
+    for t in range(T, -1, -1):
+        following[t] = np.where(reads[t], t, following[t + 1])
+    stage, value = np.nonzero((at.ram[:-1] != NONE) & (following[:T] <= T))
+    until = following[stage, value]
+    made = producer[value]
+    end = Q[np.minimum(until + 1, T), made]
+    copied = at.copy[until - 1, :, value]
+    lp.rows([(1, at.ram[stage, value]), (1, Q[stage, made]), (-1, end), (1, copied)], lower=1.0)
 
 
 def _memory(lp: Builder, problem: Problem, at: Places) -> None:
