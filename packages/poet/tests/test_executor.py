@@ -22,9 +22,9 @@ from poet.problem import Problem
 from poet.program import SignatureError
 from poet.replay import replay
 from poet.schedule import ScheduleError
-from poet.tracing import trace
 from poet.trace_drills import paged, recomputed, resident, shuffled
 from poet.trace_store import MemoryStore
+from poet.tracing import trace
 
 RNG_STATE = 5056  # bytes of the processor's generator
 

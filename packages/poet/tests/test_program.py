@@ -10,9 +10,9 @@ from torch.nn import functional
 
 from poet.graph import chain
 from poet.program import SignatureError
-from poet.tracing import trace
 from poet.trace_code import LayoutError
 from poet.trace_layout import Layout, flat, kept, reader
+from poet.tracing import trace
 
 
 def small():

@@ -10,10 +10,10 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from poet.executor import Executor
-from poet.tracing import trace
 from poet.trace_call import TraceError
 from poet.trace_drills import resident, shuffled
 from poet.trace_store import MemoryStore
+from poet.tracing import trace
 
 
 class Model(nn.Module):

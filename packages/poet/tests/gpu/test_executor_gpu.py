@@ -12,9 +12,9 @@ from poet.device import Device, Tier
 from poet.executor import Executor
 from poet.problem import Problem
 from poet.replay import replay
-from poet.tracing import trace
 from poet.trace_drills import paged, recomputed, resident, shuffled
 from poet.trace_store import MemoryStore
+from poet.tracing import trace
 
 pytestmark = pytest.mark.gpu
 
