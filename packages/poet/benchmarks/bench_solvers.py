@@ -29,9 +29,9 @@ NOTES = (
     "grid (all places up to 200 operations, near ones beyond) and of the bound's program; memory is what Python and "
     "numpy allocate for it at most, measured in a run of its own. The bound's program is the relaxation over some 40 "
     "windows, solved by HiGHS in a process of its own, whose start is counted. The first schedule is the best of the "
-    "classical methods from which the search starts. The tightened program has the paper's variables, O(T²), and is relaxed by "
-    "scipy's HiGHS with a limit of 60 s; beyond 200 operations it is not stated here. A relaxation that did not end in "
-    "time has no figure."
+    "classical methods from which the search starts. The tightened program has the paper's variables, O(T²), and is "
+    "relaxed by scipy's HiGHS with a limit of 60 s; beyond 200 operations it is not stated here. A relaxation that did "
+    "not end in time has no figure."
 )
 
 
