@@ -35,9 +35,10 @@ class Prices:
         key = allowed.tobytes()
         if key not in self._tables:
             table = np.where(allowed, self._table, inf)
-            least = (table.argmin(axis=0), table.min(axis=0)) if len(table) else (np.empty(0), np.empty(0))
-            count = len(self.problem.graph.values)
-            self._tables[key] = (least[0].tolist() or [-1] * count, least[1].tolist() or [inf] * count)
+            nowhere = np.full((1, len(self.problem.graph.values)), inf)
+            least: list[float] = np.concatenate([table, nowhere]).min(axis=0).tolist()
+            tier: list[int] = np.concatenate([table, nowhere]).argmin(axis=0).tolist()
+            self._tables[key] = (tier, least)
         self.tier, self.back = self._tables[key]
 
     def cheapest(self, targets: Iterable[int], present: set[int]) -> list[Event] | None:

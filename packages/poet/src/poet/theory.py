@@ -164,7 +164,7 @@ class _Search:
         for k in range(len(problem.tiers)):
             for v in range(len(self.sizes)):
                 here, copied, bit = resident >> v & 1, copies >> self.place(k, v) & 1, 1 << self.place(k, v)
-                if self.lossy[k] and not self.may_read(done, v, back=copied and not here):
+                if self.lossy[k] and not self.may_read(done, v, back=bool(copied and not here)):
                     continue
                 if here and not copied and self.room(k, copies | bit):
                     if self.used(resident, copies | bit) <= problem.ram:

@@ -205,7 +205,7 @@ def _variables(lp: Builder, problem: Problem, scale: float) -> Places:
     exists[T] = kept
     at_end = exists & (np.arange(T + 1) == T)[:, None]
     allowed = readable(problem)
-    in_tier = np.repeat(exists[:T, None, :], K, axis=1) & allowed.any(axis=0)[None]
+    in_tier = np.repeat(exists[:T, None, :], K, axis=1) & np.any(allowed, axis=0, keepdims=True)
     back = in_tier & ((stage < T - 1)[:, None] | kept[None, :])[:, None, :] & allowed[1:]
     return Places(
         run=lp.variables(first | again, problem.op_cost / scale, lower=first.astype(float)),
