@@ -1,16 +1,40 @@
-"""Fit and predict: the shortest use of poet."""
+"""Schedule a training step in less memory than it needs: what it costs, what is proved, and why if nothing fits."""
 
-import numpy as np
+import tempfile
+from pathlib import Path
 
-from poet import Ridge
+import poet
+from poet.units import show_bytes
 
-rng = np.random.default_rng(0)
-truth = rng.normal(size=10)
-inputs = rng.normal(size=(20, 10))
-targets = inputs @ truth + rng.normal(size=20)
+device = poet.Device.load("nrf52840")  # a Cortex-M4F with an SD card
+graph = poet.zoo.resnet18_cifar(batch=1, gradients="static")  # gradients are added in place
+plain = graph.static.total + graph.resident_peak
+print(f"{graph.name}: {len(graph.ops)} operations; the plain step needs {show_bytes(plain)}")
 
-model = Ridge(penalty=1.0).fit(inputs, targets)
+# The least energy under a limit of RAM (parameters and gradients included) and a deadline of twice the plain step.
+schedule = poet.solve(graph, device, ram="75%", deadline=2.0, time_limit=4).unwrap()
+print(schedule.summary())
 
-new = rng.normal(size=(100, 10))
-error = np.mean((model.predict(new) - new @ truth) ** 2)
-print(f"mean squared error of the prediction: {error:.2f}")
+# Every schedule carries its proof, and an independent verifier checks it.
+proof = schedule.certificate
+assert proof is not None
+print(f"\nobjective {proof.objective:.6g} J (modelled), no schedule of its class below {proof.lower_bound:.6g} J")
+verdict = schedule.verify(graph)
+print(f"verified: {verdict.ok}, peak {show_bytes(verdict.peak)} of {show_bytes(schedule.problem.limit)}")
+
+# The same under other limits; each search starts from the schedules before it.
+surface = poet.pareto(graph, device, ["70%", "85%", "100%"], time_limit=1.5)
+print("\nRAM, modelled energy above the plain step, proved to be within")
+for row in surface.rows():
+    print(f"{show_bytes(row['limit']):>9} {row['overhead']:8.2%} {row['gap']:8.2%}")
+
+# What cannot be done is explained.
+refused = poet.solve(graph, device, ram="256KiB")
+print(f"\n{refused.summary()}")
+
+# Files: the graph and its schedule.
+with tempfile.TemporaryDirectory() as folder:
+    poet.save_graph(graph, Path(folder) / "graph.json")
+    schedule.save(Path(folder) / "schedule.json")
+    again = poet.Schedule.load(Path(folder) / "schedule.json", poet.load_graph(Path(folder) / "graph.json"))
+print(f"\nread back: {again == schedule}")
