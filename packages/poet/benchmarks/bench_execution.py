@@ -22,11 +22,11 @@ NOTES = (
     "events of torch's allocator, the same meter for all. Limits are shares of the plain step's peak by that meter. "
     "ResNet-18 has 32 images, as with 8 the gradient of one weight and its workspace alone are 58 % of the plain "
     "step's peak; with 32 a batch norm's backward, workspace included, still takes 44 % of it, so that no schedule of "
-    "whole operations keeps 40 %: its limits are also 50 % and 45 %. Times by the clock, all methods in turns, medians of the ratios within rounds. "
-    "activation_memory_budget runs eager's kernels (backend aot_eager); 'saved tensors to disk' writes every storage "
-    "that autograd saves to a file and reads it back, without overlap. Ours pages to the system's temporary folder, "
-    "with a profile measured on this machine at the start, and recomputes; disks of virtual machines have caches, so "
-    "times of paging are those of this machine alone."
+    "whole operations keeps 40 %: its limits are also 50 % and 45 %. Times by the clock, all methods in turns, "
+    "medians of the ratios within rounds. activation_memory_budget runs eager's kernels (backend aot_eager); 'saved "
+    "tensors to disk' writes every storage that autograd saves to a file and reads it back, without overlap. Ours "
+    "pages to the system's temporary folder, with a profile measured on this machine at the start, and recomputes; "
+    "disks of virtual machines have caches, so times of paging are those of this machine alone."
 )
 
 
