@@ -12,7 +12,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
@@ -158,7 +157,9 @@ def paged(model: nn.Module, folder: Path) -> Iterator[None]:
         if isinstance(packed, Tensor):
             return packed
         path, dtype, shape, stride, offset = packed
-        content = torch.from_numpy(np.fromfile(path, dtype=np.uint8))
+        content = torch.empty(path.stat().st_size, dtype=torch.uint8)  # of torch's allocator, which the meter sees
+        with path.open("rb") as file:
+            file.readinto(content.numpy())
         return torch.empty(0, dtype=dtype).set_(content.untyped_storage(), offset, shape, stride)
 
     with saved_tensors_hooks(pack, unpack):
