@@ -56,9 +56,8 @@ def solve_rounding(
         if left <= 0:
             break
         ram = max(int(problem.ram * (1 - reserve)), problem.graph.largest_working_set)
-        relaxed = relaxation(
-            problem.with_ram(ram + problem.graph.static.total), Limits(seconds=min(left, limits.seconds / 2))
-        )
+        part = Limits(seconds=min(left, limits.seconds / 2))
+        relaxed = relaxation(problem.with_ram(ram + problem.graph.static.total), part, quick=True)
         for wanted, prices in _roundings(problem, relaxed, thresholds, rng, draws):
             steps = follow(problem, wanted, prices, relaxed.S)
             best.offer(None if steps is None else add_copies(problem, steps))

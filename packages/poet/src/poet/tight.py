@@ -144,7 +144,7 @@ def solve_tight(problem: Problem, limits: Limits | None = None) -> Found:
     return best.found("tight", limits, proved)
 
 
-def relaxation(problem: Problem, limits: Limits | None = None) -> LinearBound:
+def relaxation(problem: Problem, limits: Limits | None = None, *, quick: bool = False) -> LinearBound:
     """The linear relaxation of the tightened program, by scipy's HiGHS.
 
     The value is computed from the multipliers by weak duality, so the solver's tolerances cannot make it too high.
@@ -152,12 +152,13 @@ def relaxation(problem: Problem, limits: Limits | None = None) -> LinearBound:
     Args:
         problem: Of up to some hundred operations in a minute.
         limits: Time.
+        quick: Whether to leave the rows about coming back out: a lower value, in a third of the time.
     """
     limits = limits or Limits()
     base = problem.baseline_cost
     if problem.ram < problem.graph.largest_working_set:
         return LinearBound(inf, True)
-    tight = formulate_tight(problem)
+    tight = formulate_tight(problem, quick=quick)
     relaxed = minimise(tight.program, limits.seconds)
     value = max(relaxed.bound * tight.scale, base)
     if relaxed.x is None:
@@ -173,20 +174,22 @@ def take(x: Float[np.ndarray, " x"], index: Int[np.ndarray, "..."]) -> Float[np.
     return np.where(index == NONE, 0.0, x[index])
 
 
-def formulate_tight(problem: Problem) -> Tight:
+def formulate_tight(problem: Problem, *, quick: bool = False) -> Tight:
     """State the tightened program.
 
     Args:
         problem: What to schedule.
+        quick: See `relaxation`.
 
     Returns:
-        The program, about 3 T² (1 + K) / 2 + T |E| / 2 variables.
+        The program: T²/2 variables for each of R, S, U, as many for each tier and D, I, O, and T |E| / 2 for F.
     """
     lp = Builder()
     scale = (problem.baseline_cost or 1.0) / _UNITS
     places = _variables(lp, problem, scale)
     _residency(lp, problem, places)
-    _comeback(lp, problem, places)
+    if not quick:
+        _comeback(lp, problem, places)
     _memory(lp, problem, places)
     _tiers(lp, problem, places)
     _deadline(lp, problem, places)
