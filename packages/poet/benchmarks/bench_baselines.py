@@ -93,8 +93,8 @@ def case(label: str, problem: Problem, seconds: float) -> list[Row]:
         extra: dict[str, Any] = {"others": table, "broken_schedules": faults} if mine is joint else {}
         rows.append(
             harness.row(
-                f"{label}: {title}", *map(harness.number, costs), name, relative, goal=goal, unit="% of the plain step",
-                **mine.columns(), **extra,
+                f"{label}: {title}", harness.number(costs[0]), harness.number(costs[1]), name, relative, goal,
+                "% of the plain step", **mine.columns(), **extra,
             )
         )  # fmt: skip
     return rows

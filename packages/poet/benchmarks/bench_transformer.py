@@ -7,7 +7,7 @@ import harness  # isort: skip  (one thread: before numpy)
 
 import time
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from harness import Row
@@ -49,7 +49,7 @@ def solved(graph: Graph, name: str, share: str, mode: str, seconds: float, judge
     mine = harness.ours(problem, seconds, gap=GAP / 100)
     label = f"{name} at {share}, {mode}"
     near = mine.course.seconds_to(GAP / 100)
-    columns = {**mine.columns(), "first_schedule": mine.course.first(), "operations": len(graph.ops)}
+    columns: dict[str, Any] = {**mine.columns(), "first_schedule": mine.course.first(), "operations": len(graph.ops)}
     return [
         harness.row(f"{label}: gap", harness.number(mine.gap), None, "proved bound", goal=GAP if judge else None,
                     unit="percentage points", **columns),

@@ -154,7 +154,7 @@ def test_counts_of_revolve(bench: Load):
 
 
 @pytest.mark.peer
-@pytest.mark.parametrize("name", ["bench_certificates", "bench_baselines", "bench_solvers", "bench_transformer"])
+@pytest.mark.parametrize("name", ["bench_certificates", "bench_baselines", "bench_transformer"])
 def test_runs(bench: Load, name: str, tmp_path: Path):
     out = tmp_path / "rows.json"
     bench(name).main(["--quick", "--limit", "0.5", "--out", str(out)])
