@@ -4,8 +4,10 @@ import copy
 import errno
 import itertools
 import os
+import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,7 +24,7 @@ from poet.compiling_memory import allocated_peak
 from poet.compiling_plan import limit_of
 from poet.compiling_updates import ByOptimizer, stale
 from poet.device import Device, Tier
-from poet.events import compute
+from poet.events import compute, free, page_in, page_out
 from poet.graph import Graph, Op, Static, Value
 from poet.program import Program
 from poet.schedule import ScheduleError
@@ -223,6 +225,27 @@ def test_a_limit_that_measuring_never_keeps(quick, monkeypatch):
     monkeypatch.setattr(compiling_plan, "allocated_peak", lambda run, device: (run(), next(peaks))[1])
     with pytest.raises(MemoryLimitError, match=r"schedules made for less did not help|cannot keep to .* left free"):
         quick(model, loss_fn, batch, ram="90%")
+
+
+def test_gradients_that_arrive_last_are_waited_for(quick, monkeypatch):
+    model, loss_fn, batch = seeded(tiny)
+    twin = copy.deepcopy(model)
+    solve = compiling_plan.solve
+
+    def late(graph: Graph, *args: Any, **options: Any) -> Any:
+        """A schedule that pages every gradient out, and in again as the last thing it does."""
+        found = solve(graph, *args, **options)
+        kept = [v for v, value in enumerate(graph.values) if value.keep]
+        more = [event for v in kept for event in (page_out(v), free(v))] + [page_in(v) for v in kept]
+        return replace(found, events=(*found.events, *more))
+
+    monkeypatch.setattr(compiling_plan, "solve", late)
+    step = quick(model, loss_fn, batch, ram="100%", margin=0)
+    read = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda *args: (time.sleep(0.02), read(*args))[1])
+    for seed in range(2):  # the second adds to what is there
+        same_step(partial(eager, twin, loss_fn, batch), partial(step, *batch), seed)
+        same_model(model, twin)
 
 
 def test_a_margin_is_left_free(quick):

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from common_core.memory import storage_bytes
 from poet.codecs import Codec, CodecStore, approximated, codec_tier, compressible
 from poet.compiling_memory import allocated_peak
-from poet.compiling_updates import Appetite, ByOptimizer, charged, stale
+from poet.compiling_updates import ByOptimizer, charged, stale
 from poet.device import Device, Tier
-from poet.events import Event
+from poet.events import Event, Kind, drop
 from poet.executor import Executor, Update
 from poet.graph import Graph
 from poet.plan import Schedule
@@ -162,12 +162,13 @@ def _tried(order: Order, program: Program, machine: Device, limit: int, target: 
         peak = schedule.peak
         stores = make_stores(order, schedule.problem.tiers, program)
         try:
-            measured = _trial(program, schedule.events, stores, args)
+            events = ended(schedule.events)
+            measured = _trial(program, events, stores, args)
         except BaseException:
             _closed(stores)
             raise
         if measured <= limit:
-            executor = Executor(program, schedule.events, stores=stores, apply=order.update)
+            executor = Executor(program, events, stores=stores, apply=order.update)
             return Plan(schedule, executor, stores, limit, measured, plain, tries)
         _closed(stores)
         excess = max(excess + 1, measured - peak)
@@ -199,6 +200,24 @@ def _valid(
         allowed -= spoilt
         ops = (replace(op, recomputable=op.recomputable and i not in twice) for i, op in enumerate(graph.ops))
         program = program.with_graph(replace(program.graph, ops=tuple(ops)))
+
+
+def ended(events: Sequence[Event]) -> tuple[Event, ...]:
+    """The events, with copies that are left at the end dropped: that waits for a value still on its way into RAM.
+
+    Example:
+        >>> from poet.events import compute, free, page_in, page_out
+        >>> events = [compute(0), page_out(0), free(0), page_in(0)]
+        >>> [str(event.kind) for event in ended(events)][4:]
+        ['drop']
+    """
+    left: dict[tuple[int, int], None] = {}
+    for event in events:
+        if event.kind is Kind.PAGE_OUT:
+            left[event.target, event.tier] = None
+        elif event.kind is Kind.DROP:
+            del left[event.target, event.tier]
+    return (*events, *(drop(v, tier) for v, tier in left))
 
 
 def _marked(graph: Graph, allowed: frozenset[int]) -> Graph:
@@ -320,4 +339,4 @@ def _closed(stores: Sequence[Store]) -> None:
         store.close()
 
 
-__all__ = ["Appetite", "MemoryLimitError", "Order", "Plan", "limit_of", "make_stores", "prepare"]
+__all__ = ["MemoryLimitError", "Order", "Plan", "ended", "limit_of", "make_stores", "prepare"]
