@@ -180,3 +180,10 @@ def test_arguments_are_checked(bench: Load, capsys: pytest.CaptureFixture[str]):
         bench("harness").options("x", ["--limit", "0"])
     assert "positive and finite" in capsys.readouterr().err
     assert bench("harness").options("x", ["--quick"]).out.name == "x-quick.json"
+
+
+def test_without_a_gpu_its_benchmark_says_so(bench: Load, monkeypatch: pytest.MonkeyPatch):
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="needs a CUDA device"):
+        bench("bench_gpu").main(["--quick"])
