@@ -498,6 +498,7 @@ def hooked(kind: str) -> nn.Module:
     return model
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch.compile in some releases of torch
 @pytest.mark.parametrize(
     ("make", "text"),
     [

@@ -31,18 +31,12 @@ def allocated_peak(run: Callable[[], Any], device: torch.device) -> int:
             run()
             torch.cuda.synchronize(device)
         return cuda.reading().peak_added
-    profiler = profile(profile_memory=True, use_kineto=True)
-    with _quiet():
-        try:
-            profiler.__enter__()
-        except RuntimeError:  # somebody else is profiling
-            with PeakMeter() as meter:
-                run()
-            return meter.reading().peak_added
-        try:
+    if torch.autograd._profiler_enabled():  # a second profiler would end the first
+        with PeakMeter() as meter:
             run()
-        finally:
-            profiler.__exit__(None, None, None)
+        return meter.reading().peak_added
+    with _quiet(), profile(profile_memory=True, use_kineto=True) as profiler:
+        run()
     results: Any = profiler.kineto_results
     events = [e for e in results.events() if e.name() == "[memory]"]
     now = peak = 0

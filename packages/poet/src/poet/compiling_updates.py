@@ -103,6 +103,10 @@ class ByOptimizer:
         other.__dict__.update(self.optimizer.__dict__)
         own = {**group, "params": [stand_in]}
         other.state, other.param_groups = defaultdict(dict), [own]
+        if parameter in self.optimizer.state:  # some make it before the first step
+            other.state[stand_in] = {
+                k: v.clone() if isinstance(v, Tensor) else v for k, v in self.optimizer.state[parameter].items()
+            }
         step = kind.step  # a scheduler may have put another on the instance
         step(other)
         changed = [k for k, v in own.items() if k != "params" and v is not group[k] and v != group[k]]
