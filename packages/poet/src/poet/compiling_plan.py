@@ -245,21 +245,21 @@ def _trial(program: Program, events: Sequence[Event], stores: Sequence[Store], a
     device = next((d for d in kinds if d.type == "cuda"), torch.device("cpu"))
     static = program.graph.static
     constants = [external.tensor for external in program.externals if external.tensor is not None]
-    there = storage_bytes((program.model, args, constants)) + static.optimizer
-    there += static.gradients if program.mode == "keep" else 0  # under "static" the trial allocates them
+    there = storage_bytes((program.model, args, constants)) + static.optimizer + static.gradients
     with _untouched(program, args):
         return there + allocated_peak(partial(executor.step, *args), device)
 
 
 @contextmanager
 def _untouched(program: Program, args: tuple[Any, ...]) -> Iterator[None]:
-    """Gradients and what the step writes are as before afterwards."""
+    """Gradients and what the step writes are as before afterwards; inside, gradients are there if they always are."""
     externals = program.bind(*args)
     written = [flat(externals[m.external]) for m in program.mutations]
     before = [tensor.clone() for tensor in written]
     gradients = [(p, p.grad) for p in program.model.parameters()]
     for parameter, _ in gradients:
-        parameter.grad = None
+        always = program.mode == "static" and parameter.requires_grad
+        parameter.grad = torch.zeros_like(parameter) if always else None
     try:
         yield
     finally:
