@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from poet import legacy
-from poet.bound import critical_stages, lower_bound, whole, windows, windows_program
+from poet.bound import critical_stages, whole, windows, windows_program
 from poet.device import Device
+from poet.gaps import gap_bound
 from poet.optimiser import Optimiser
 from poet.problem import formulate
 from poet.theory import optimum
@@ -51,7 +52,8 @@ def test_the_bounds_on_the_original_graph_are_at_least_those_of_the_dense_progra
 def test_without_pressure_the_bound_is_the_plain_step(highs):
     problem = small_problem(np.random.default_rng(0), 6)
     roomy = problem.with_ram(10**6)
-    assert lower_bound(roomy, highs).value == pytest.approx(roomy.baseline_cost)
+    assert windows(roomy, highs, [2, 4]).value == pytest.approx(roomy.baseline_cost)
+    assert gap_bound(roomy) == pytest.approx(roomy.baseline_cost)
 
 
 def test_an_impossible_deadline_has_an_infinite_bound(highs):

@@ -10,10 +10,11 @@ from scipy import sparse
 
 from poet import legacy
 from poet.baselines_online import page_only
+from poet.bound import windows
 from poet.device import Device, Tier
-from poet.frontier import frontier_bound
 from poet.gaps import gap_bound, gaps_of
 from poet.linear import Builder, Linear, minimise, safe_bound
+from poet.optimiser import Optimiser
 from poet.problem import Problem, formulate
 from poet.reference import solve_reference
 from poet.replay import replay
@@ -27,6 +28,11 @@ from poet.tight import formulate_tight, relaxation, solve_tight
 
 EXACT = Limits(seconds=20.0, gap=0.0)
 TOY = Device("toy", flops_per_second=1.0, compute_power=1.0)
+
+
+def windows_bound(problem):
+    with Optimiser() as solver:
+        return windows(problem, solver, list(range(1, len(problem.graph.ops)))).value
 
 
 def cost(problem, found):
@@ -108,8 +114,8 @@ def test_relaxations_are_below_the_optima_of_their_classes():
         best = optimum(problem)
         paper = cost(problem, solve_tight(problem, EXACT))
         assert relaxation(problem).value <= paper + 1e-9
-        assert frontier_bound(problem) <= (inf if best is None else best.cost) + 1e-9
-        bounds = [problem.baseline_cost, knapsack_bound(problem), gap_bound(problem), frontier_bound(problem)]
+        assert windows_bound(problem) <= (inf if best is None else best.cost) + 1e-9
+        bounds = [problem.baseline_cost, knapsack_bound(problem), gap_bound(problem)]
         assert all(a <= b + 1e-6 for a, b in pairwise(bounds))
 
 
@@ -117,7 +123,7 @@ def test_relaxations_are_below_the_optima_of_their_classes():
 def test_the_papers_relaxation_is_no_bound_for_the_larger_class(seed):
     problem = small_problem(np.random.default_rng(seed), 5)
     best = optimum(problem).cost
-    assert frontier_bound(problem) <= best < relaxation(problem).value - 1e-6
+    assert windows_bound(problem) <= best < relaxation(problem).value - 1e-6
 
 
 def test_monotone_in_ram_and_deadline():
@@ -128,7 +134,7 @@ def test_monotone_in_ram_and_deadline():
         for values in (
             [cost(p, solve_tight(p, EXACT)) for p in problems],
             [relaxation(p).value for p in problems],
-            [frontier_bound(p) for p in problems],
+            [windows_bound(p) for p in problems],
         ):
             assert all(a >= b - 1e-9 for a, b in pairwise(values))
 
@@ -138,7 +144,7 @@ def test_no_means_and_too_little_ram():
     for found in (solve_tight(problem), solve_tight(problem.with_ram(0))):
         assert (found.status, found.events, found.lower_bound) == (Status.INFEASIBLE, None, inf)
     nothing = problem.with_ram(0)
-    assert relaxation(nothing).value == frontier_bound(nothing) == gap_bound(nothing) == inf
+    assert relaxation(nothing).value == windows_bound(nothing) == gap_bound(nothing) == inf
 
 
 def test_no_time_leaves_the_plain_bound():

@@ -8,6 +8,7 @@ and $I_{v,w,k}$ (recomputed, paged in at least once within it), every schedule s
 $$B_{v,w+1} \le A_{v,w} \le B_{v,w} + R_{p(v),w} + \sum_k I_{v,w,k}, \quad R_{i,w} \le A_{u,w} \ (u \to i), \quad
 \sum_v m_v B_{v,w} + \text{outputs and workspace of } t_w \le M,$$
 
+and $B_{v,w} + \sum_{w \le s \le w'} R_{p(v),s} + \sum_k O_{v,k} \ge 1$ for the window w' of the next reader of v,
 with $A = 1$ where v is produced for the first time or read by a first execution within w, and $B = 1$ for the inputs of
 $t_w$. So the least cost of this program is a lower bound.
 """
@@ -22,8 +23,6 @@ from poet.grid import all_places, build
 from poet.optimiser import Optimiser, Program
 from poet.problem import Problem
 
-_WHOLE = 220  # operations up to which the whole grid is relaxed
-
 
 @final
 @dataclass(frozen=True)
@@ -37,23 +36,6 @@ class Bound:
 
     value: float
     by: str
-
-
-def lower_bound(problem: Problem, solver: Optimiser, *, seconds: float = 60.0, windows_of: int = 40) -> Bound:
-    """The best bound that fits the size of the graph.
-
-    Args:
-        problem: What is scheduled.
-        solver: A HiGHS process.
-        seconds: Time limit.
-        windows_of: Number of windows for long graphs.
-    """
-    trivial = Bound(problem.baseline_cost, "every operation is executed once")
-    if len(problem.graph.ops) <= _WHOLE and not problem.capped:
-        found = whole(problem, solver, seconds=seconds)
-    else:
-        found = windows(problem, solver, critical_stages(problem, windows_of), seconds=seconds)
-    return found if found.value > trivial.value else trivial
 
 
 def whole(problem: Problem, solver: Optimiser, *, seconds: float = 60.0) -> Bound:
@@ -97,6 +79,7 @@ def windows_program(problem: Problem, cuts: list[int]) -> tuple[Program, float]:
     assembly = _Windows(problem, [0, *cuts])
     for w in range(len(cuts) + 1):
         assembly.window(w)
+    assembly.comebacks()
     assembly.resources()
     shape = (len(assembly.upper), len(assembly.cost))
     matrix = sparse.csr_array((assembly.val, (assembly.row, assembly.col)), shape=shape, dtype=float)
@@ -124,11 +107,14 @@ class _Windows:
         self.outs: list[tuple[int, int, int]] = []
         self.runs: list[tuple[int, int]] = []  # (variable, operation)
         self.wanted = self._wanted()
+        self.starting: list[dict[int, int]] = []  # by window: `start`
+        self.run_in: list[dict[int, int]] = []  # by window: operation -> variable
 
     def window(self, w: int) -> None:
         """Variables and rows of one window."""
         graph, first, last = self.graph, self.starts[w], self.ends[w]
         self._limit(first)
+        self.starting.append(self.start)
         sure = {v for i in range(first, last) for v in (*graph.ops[i].inputs, *graph.ops[i].outputs)}
         sure |= {v for v in self.start if self.start[v] < 0}
         known = [v for v, made in enumerate(graph.producer) if made < last and self.wanted[v] >= first]
@@ -139,6 +125,7 @@ class _Windows:
                 run[i] = self._new(float(self.problem.op_cost[i]))
                 self.runs.append((run[i], i))
         into = {v: [self._page_in(v, k) for k in range(len(self.problem.tiers))] for v in known}
+        self.run_in.append(run)
         for i, variable in run.items():
             for u in dict.fromkeys(graph.ops[i].inputs):
                 if somewhere.get(u, 0) >= 0 and u in somewhere:
@@ -153,6 +140,20 @@ class _Windows:
                 following[v] = -1 if v in read_next else self._new(0.0)
             self._flow(v, first, somewhere[v], arrivals, following.get(v))
         self.start = following
+
+    def comebacks(self) -> None:
+        """What is not in RAM when a window begins comes back by its next reader, or has a copy."""
+        graph, n = self.graph, len(self.graph.ops)
+        of = np.searchsorted(self.starts, np.arange(n), side="right") - 1
+        for w, start in enumerate(self.starting):
+            for v, variable in start.items():
+                later = [u for u in graph.users[v] if u >= self.starts[w]]
+                if variable < 0 or not (later or graph.values[v].keep):
+                    continue
+                until = int(of[later[0]]) if later else len(self.starts) - 1
+                made = [self.run_in[s].get(graph.producer[v], -1) for s in range(w, until + 1)]
+                ways = [variable, *made, *(self.out.get((v, k), -1) for k in range(len(self.problem.tiers)))]
+                self._row([(c, -1.0) for c in ways if c >= 0], -1.0)
 
     def resources(self) -> None:
         """The deadline."""

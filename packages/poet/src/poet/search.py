@@ -9,8 +9,9 @@ from typing import final
 import numpy as np
 from jaxtyping import Bool
 
-from poet.bound import Bound, critical_stages, whole, windows, windows_program
+from poet.bound import Bound, critical_stages, windows, windows_program
 from poet.events import Event, Kind, compute, free
+from poet.gaps import gap_bound
 from poet.grid import Grid, all_places, build, encode, near_places
 from poet.lns import Chooser
 from poet.optimiser import Engine, Optimiser, Program
@@ -276,15 +277,14 @@ class _Search:
     def _prove(self) -> None:
         problem, n = self.problem, len(self.problem.graph.ops)
         try:
+            self._prove_by(lambda: Bound(gap_bound(problem), "linear relaxation over the gaps between readers"))
             counts = [count for count in (4, 10, 20, 40, 80) if count < n and count * n < 40_000]
             cuts = [critical_stages(problem, count) for count in counts]
             if n <= 300:
                 cuts.append(list(range(1, n)))
             for chosen in cuts:
                 self._prove_by(lambda chosen=chosen: windows(problem, self.prover, chosen, seconds=self.left()))
-            if n <= _WHOLE and not problem.capped:
-                self._prove_by(lambda: whole(problem, self.prover, seconds=self.left()))
-            for chosen in (cuts[1:2] or cuts[:1]) + cuts[-1:]:
+            for chosen in cuts[1:2] + cuts[-1:]:
                 self._branch(chosen)
         except Exception:
             if not self.ended.is_set():

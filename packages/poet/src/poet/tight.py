@@ -17,7 +17,7 @@ Several tiers, copies in RAM and tiers of limited size are covered: copies take 
 are made to the one in which they are last read.
 
 The relaxation bounds the paper's class (`STAGES`), which is smaller than `poet.schedule.FRONTIER`: there a transfer may
-happen within a stage. Where RAM is tight the optimum of the larger class can be below this bound; see `poet.frontier`
+happen within a stage. Where RAM is tight the optimum of the larger class can be below this bound; see `poet.bound`
 and `poet.gaps` for bounds that hold there.
 
 Reference:
