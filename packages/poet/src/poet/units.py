@@ -3,6 +3,7 @@
 import re
 from fractions import Fraction
 from math import inf, isfinite
+from typing import SupportsFloat
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
@@ -69,13 +70,14 @@ def parse_deadline(deadline: float | str | None, baseline: float) -> float:
     return seconds
 
 
-def show_bytes(size: int) -> str:
+def show_bytes(size: SupportsFloat) -> str:
     """Bytes for people.
 
     Example:
         >>> show_bytes(262144), show_bytes(999)
         ('256.0 KiB', '999 B')
     """
+    size = float(size)
     for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if abs(size) >= factor:
             return f"{size / factor:.1f} {unit}"
