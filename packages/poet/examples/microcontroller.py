@@ -22,8 +22,8 @@ print(f"largest operation: {show_bytes(graph.largest_working_set)}; in flash: {s
 
 # Static addresses lose a little to fragmentation: leave room for it until everything has its place.
 assert device.ram is not None
-for share in (1.0, 0.96, 0.92, 0.88):
-    schedule = poet.solve(graph, device, ram=int(share * device.ram), time_limit=4).unwrap()
+for share in (1.0, 0.8):
+    schedule = poet.solve(graph, device, ram=int(share * device.ram), time_limit=3).unwrap()
     events, tiers = schedule.events or (), schedule.problem.tiers
     arena = optimal(lifetimes(graph, events, tiers), time_limit=2)
     print(f"\n{schedule.summary()}")

@@ -8,15 +8,15 @@ from torch import nn
 import poet
 
 torch.manual_seed(0)
-LAYERS, WIDTH, LENGTH, BATCH = 3, 64, 64, 8
-layer = nn.TransformerEncoderLayer(WIDTH, 4, 4 * WIDTH, dropout=0.1, batch_first=True)
+LAYERS, WIDTH, LENGTH, BATCH = 2, 32, 64, 8
+layer = nn.TransformerEncoderLayer(WIDTH, 2, 4 * WIDTH, dropout=0.1, batch_first=True)
 model = nn.Sequential(nn.TransformerEncoder(layer, LAYERS, enable_nested_tensor=False), nn.Linear(WIDTH, 1))
 twin = copy.deepcopy(model)
 loss_fn = nn.functional.mse_loss
 inputs, targets = torch.randn(BATCH, LENGTH, WIDTH), torch.randn(BATCH, LENGTH, 1)
 
 # Traced, measured, scheduled and tried out at once; paging goes to the folder for temporary files.
-step = poet.compile(model, loss_fn, (inputs, targets), ram="50%", time_limit=5)
+step = poet.compile(model, loss_fn, (inputs, targets), ram="50%", time_limit=2)
 print(step.report())
 
 

@@ -61,7 +61,7 @@ def memory_text(memory: Sequence[int], limit: int, *, top: int | None = None, co
 
     Example:
         >>> print(memory_text([1, 2, 4, 2], 3, rows=2))
-          █  4 B
+          █   4 B
         ▄███
     """
     if not len(memory) or rows < 1:

@@ -9,10 +9,13 @@ import numpy as np
 
 from common_core.claims import Check, Claim, Estimate, Outcome, at_least, at_most, report_progress
 from poet.baselines import restrict
-from poet.claims._cases import NAMES, SETTING, broken, gap, overhead, problem_of, step_of
-from poet.plan import Schedule
+from poet.claims._cases import NAMES, SETTING, broken, problem_of, step_of
+from poet.events import Event
+from poet.problem import Problem
+from poet.replay import replay
 from poet.schedule import Limits
-from poet.solving import solve_problem
+from poet.search import search
+from poet.solving import first_schedules
 
 _TIGHT, _LOOSE = (0.0, 0.1, 0.2), (0.4, 0.6, 0.8)
 # Network, device, limits, seconds for the joint search; each means alone has half of them.
@@ -32,46 +35,64 @@ _NONE = 1e6  # percent: stands for "does not fit"
 
 
 @dataclass(frozen=True)
-class Three:
-    """Schedules of one step under one limit: with both means, and with each alone."""
+class Way:
+    """What a search found and proved; costs in percent of the plain step's energy above it, infinite for none.
 
-    joint: Schedule
-    recomputing: Schedule
-    paging: Schedule
+    Attributes:
+        problem: What was searched.
+        events: The schedule.
+        overhead: Of the schedule.
+        least: Proved: nothing of its class has less.
+        by: Which relaxation proved it.
+    """
+
+    problem: Problem
+    events: tuple[Event, ...] | None
+    overhead: float
+    least: float
+    by: str
+
+
+@dataclass(frozen=True)
+class Three:
+    """One step under one limit: with both means, and with each alone."""
+
+    joint: Way
+    recomputing: Way
+    paging: Way
 
     @property
     def lead(self) -> float:
-        """By how much the better of the two alone costs more, in percent of the plain step's energy."""
-        return min(overhead(self.recomputing), overhead(self.paging)) - overhead(self.joint)
+        """By how much the better of the two alone costs more."""
+        return min(self.recomputing.overhead, self.paging.overhead) - self.joint.overhead
 
     @property
     def proved(self) -> float:
         """By how much anything that uses one of them alone costs more, as proved; negative if nothing is."""
-        alone = [_bound(s) for s in (self.recomputing, self.paging)]
-        return min(alone) - overhead(self.joint)
+        return min(self.recomputing.least, self.paging.least) - self.joint.overhead
 
     @property
     def broken(self) -> int:
         """Rules that the three break."""
-        return sum(broken(s.problem, s.events) for s in (self.joint, self.recomputing, self.paging))
+        return sum(broken(way.problem, way.events) for way in (self.joint, self.recomputing, self.paging))
 
 
-def _bound(schedule: Schedule) -> float:
-    """Proved: overhead in percent that nothing goes below; infinite if it is proved that nothing fits."""
-    proof = schedule.certificate
-    if proof is not None:
-        return 100 * (proof.lower_bound / proof.baseline - 1)
-    return inf if schedule.status.name == "INFEASIBLE" else 0.0
+def find(problem: Problem, limits: Limits, starts: Sequence[Way] = ()) -> Way:
+    """Search a schedule, from the classical ones and those given."""
+    first = [way.events for way in starts if way.events is not None]
+    found, bound = search(problem, limits, starts=[*first, *first_schedules(problem)])
+    base = problem.baseline_cost
+    cost = inf if found.events is None else replay(problem, found.events).cost
+    return Way(problem, found.events, 100 * (cost / base - 1), 100 * (min(bound.value, cost) / base - 1), bound.by)
 
 
 def three(network: str, device: str, share: float, seconds: float, seed: int) -> Three:
     """Search all three; the joint search starts from the other two, so it cannot be worse."""
     problem = problem_of(step_of(network), device, share)
     short = Limits(seconds / 2, 1e-5, seed=seed)
-    recomputing = solve_problem(restrict(problem, tiers=()), short)
-    paging = solve_problem(restrict(problem, recompute=False), short)
-    starts = [s.events for s in (recomputing, paging) if s.events is not None]
-    return Three(solve_problem(problem, Limits(seconds, 1e-5, seed=seed), starts=starts), recomputing, paging)
+    recomputing = find(restrict(problem, tiers=()), short)
+    paging = find(restrict(problem, recompute=False), short)
+    return Three(find(problem, Limits(seconds, 1e-5, seed=seed), (recomputing, paging)), recomputing, paging)
 
 
 def run_joint(scale: str, seed: int, device: str) -> Outcome:
@@ -84,9 +105,9 @@ def run_joint(scale: str, seed: int, device: str) -> Outcome:
         trio = three(network, machine, share, seconds, seed)
         found.setdefault((network, machine), []).append((share, trio))
         key = f"{network}_{machine}_{round(100 * share)}"
-        for name, schedule in (("joint", trio.joint), ("recompute", trio.recomputing), ("page", trio.paging)):
-            metrics[f"{key}_{name}"] = min(overhead(schedule), _NONE)
-        metrics[f"{key}_gap"] = gap(trio.joint)
+        for name, way in (("joint", trio.joint), ("recompute", trio.recomputing), ("page", trio.paging)):
+            metrics[f"{key}_{name}"] = min(way.overhead, _NONE)
+        metrics[f"{key}_gap"] = trio.joint.overhead - trio.joint.least
     everything = [trio for cases in found.values() for _, trio in cases]
     metrics["worst"] = max(-trio.lead for trio in everything)
     metrics["best"] = max(trio.lead for trio in everything)
@@ -109,20 +130,22 @@ def _figure(found: Mapping[tuple[str, str], Sequence[tuple[float, Three]]]) -> s
     for panel, (network, cases) in zip(panels, shown, strict=True):
         x = [100 * share for share, _ in cases]
         curves = {
-            "recomputation alone": [overhead(trio.recomputing) for _, trio in cases],
-            "paging alone": [overhead(trio.paging) for _, trio in cases],
-            "both": [overhead(trio.joint) for _, trio in cases],
+            "recomputation alone": [trio.recomputing.overhead for _, trio in cases],
+            "paging alone": [trio.paging.overhead for _, trio in cases],
+            "both": [trio.joint.overhead for _, trio in cases],
         }
         for (name, y), colour, marker in zip(curves.items(), (COLORS[1], COLORS[2], COLORS[0]), "sDo", strict=True):
             points = [(a, b) for a, b in zip(x, y, strict=True) if isfinite(b)]
             panel.plot(*zip(*points, strict=True), color=colour, marker=marker, label=name) if points else None
-        low = [max(_bound(trio.joint), 0.0) for _, trio in cases]
+        low = [max(trio.joint.least, 0.0) for _, trio in cases]
         panel.fill_between(x, low, curves["both"], color=COLORS[0], alpha=0.2, linewidth=0, label="not excluded")
         panel.set(
             title=NAMES[network], xlabel="limit, % of the way from least to plain", yscale="symlog", ylim=(0, None)
         )
     panels[0].set_ylabel("modelled energy above the plain step (%)")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4 if len(shown) > 1 else 2, fontsize=8
+    )
     return svg(figure)
 
 
