@@ -517,3 +517,41 @@ def test_a_context_of_autocast_around_the_step_changes_nothing():
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.inference_mode(False):
         run.step(*sample)
     assert_equal(eager, ours)
+
+
+class LateStore(MemoryStore):
+    """Copies that are complete only when they are waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.late: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def read(self, handle):
+        tensor = super().read(handle)
+        late = torch.full_like(tensor, float("nan")) if tensor.is_floating_point() else torch.zeros_like(tensor)
+        self.late.append((late, tensor))
+        return late
+
+    def wait(self, handle):
+        for late, tensor in self.late:
+            late.copy_(tensor)
+        self.late.clear()
+        super().wait(handle)
+
+
+def test_kept_values_that_arrive_last_are_waited_for():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 1))
+    sample = torch.randn(3, 4), torch.randn(3, 1)
+    program = trace(model, functional.mse_loss, sample, measure=False)
+    kept = [v for v, value in enumerate(program.graph.values) if value.keep]
+    events = [*resident(program.graph)]
+    for v in kept:
+        events += [page_out(v), free(v)]
+    events += [page_in(v) for v in kept]
+    functional.mse_loss(model(sample[0]), sample[1]).backward()
+    expected = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+    Executor(program, events, stores=[LateStore()]).step(*sample)
+    for parameter, gradient in zip(model.parameters(), expected, strict=True):
+        assert torch.equal(parameter.grad, gradient)

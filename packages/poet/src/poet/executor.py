@@ -158,14 +158,17 @@ class _Step:
                 self._page_in(event.target, event.tier)
             else:
                 self._drop(event.target, event.tier)
+        for v in list(self.moving):  # kept values may still be on their way
+            self._settle(v)
 
     def close(self) -> None:
-        """Give everything back that is still held."""
-        for v in list(self.moving):
-            self._settle(v)
-        for v, tier in list(self.copies):
-            self._drop(v, tier)
-        self.memory.clear()
+        """Give everything back that is still held, whatever goes wrong with a part of it."""
+        with ExitStack() as stack:
+            stack.callback(self.memory.clear)
+            for v, tier in list(self.copies):
+                stack.callback(self._drop, v, tier)
+            for v in list(self.moving):
+                stack.callback(self._settle, v)
 
     def _compute(self, i: int) -> None:
         if self.arriving:
@@ -232,9 +235,10 @@ class _Step:
 
     def _settle(self, v: int) -> None:
         """Wait for the transfers that touch a value's RAM copy."""
-        for store, handle in self.moving.pop(v, ()):
-            store.wait(handle)
         self.arriving.discard(v)
+        with ExitStack() as stack:
+            for store, handle in reversed(self.moving.pop(v, [])):
+                stack.callback(store.wait, handle)
 
 
 def accumulate(parameter: nn.Parameter, gradient: Tensor) -> None:

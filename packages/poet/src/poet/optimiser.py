@@ -90,6 +90,8 @@ class Optimiser:
         self.engine: Engine = engine
         self._process: subprocess.Popen[bytes] | None = None
         self._inbox: Queue[Any] = Queue()
+        self._lock = threading.Lock()
+        self._retired = False
 
     def __enter__(self) -> "Optimiser":
         return self
@@ -97,7 +99,7 @@ class Optimiser:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        self.retire()
 
     def minimise(
         self,
@@ -154,9 +156,16 @@ class Optimiser:
         bounds = {"low": np.zeros(count), "high": np.ones(count), "binary": False}
         return self._ask(self._message(program) | more | bounds, program, seconds, None)
 
+    def retire(self) -> None:
+        """End the process for good: asking again is refused. May be called from another thread than the one asking."""
+        with self._lock:
+            self._retired = True
+        self.close()
+
     def close(self) -> None:
-        """End the process."""
-        process, self._process = self._process, None
+        """End the process; asking again starts another."""
+        with self._lock:
+            process, self._process = self._process, None
         if process is not None:
             process.kill()
             for stream in (process.stdin, process.stdout):
@@ -178,14 +187,22 @@ class Optimiser:
         if self.engine == "highs":
             message["gap"] /= _COST_RANGE
         self._start()
-        assert self._process is not None
+        process = self._process
+        if process is None:
+            raise OptimiserError("this optimiser has been retired")
         try:
-            send(cast("BinaryIO", self._process.stdin), (self.engine, message))
-        except OSError:
+            send(cast("BinaryIO", process.stdin), (self.engine, message))
+        except (OSError, ValueError):  # gone, or closed by another thread
             raise self._dead() from None
         return self._collect(program, time.monotonic() + seconds + _GRACE, on_better)
 
     def _start(self) -> None:
+        with self._lock:
+            self._start_locked()
+
+    def _start_locked(self) -> None:
+        if self._retired:
+            raise OptimiserError("this optimiser has been retired")
         if self._process is not None:
             return
         command = [sys.executable, "-m", "poet.solver_child"]
@@ -197,7 +214,8 @@ class Optimiser:
         threading.Thread(target=_listen, args=(self._process.stdout, self._inbox), daemon=True).start()
 
     def _dead(self) -> OptimiserError:
-        code = self._process.wait() if self._process else None
+        process = self._process
+        code = process.wait() if process is not None else None
         self.close()
         return OptimiserError(f"the process of {self.engine} ended with status {code}; its last words are above")
 

@@ -308,8 +308,10 @@ class _Search:
 
     def stop(self) -> None:
         self.ended.set()
-        self.prover.close()
-        self.solver.close()
+        self.prover.retire()
+        self.solver.retire()
+        if self.thread is not None:
+            self.thread.join()
 
     def found(self) -> Found:
         seconds = time.monotonic() - self.began
