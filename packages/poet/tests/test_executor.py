@@ -519,26 +519,6 @@ def test_a_context_of_autocast_around_the_step_changes_nothing():
     assert_equal(eager, ours)
 
 
-class LateStore(MemoryStore):
-    """Copies that are complete only when they are waited for."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.late: list[tuple[torch.Tensor, torch.Tensor]] = []
-
-    def read(self, handle):
-        tensor = super().read(handle)
-        late = torch.full_like(tensor, float("nan")) if tensor.is_floating_point() else torch.zeros_like(tensor)
-        self.late.append((late, tensor))
-        return late
-
-    def wait(self, handle):
-        for late, tensor in self.late:
-            late.copy_(tensor)
-        self.late.clear()
-        super().wait(handle)
-
-
 def test_kept_values_that_arrive_last_are_waited_for():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 1))
