@@ -35,10 +35,10 @@ def allocated_peak(run: Callable[[], Any], device: torch.device) -> int:
         with PeakMeter() as meter:
             run()
         return meter.reading().peak_added
-    with _quiet(), profile(profile_memory=True, use_kineto=True) as profiler:
+    profiler: Any = profile(profile_memory=True, use_kineto=True)
+    with _quiet(), profiler:
         run()
-    results: Any = profiler.kineto_results
-    events = [e for e in results.events() if e.name() == "[memory]"]
+    events = [e for e in profiler.kineto_results.events() if e.name() == "[memory]"]
     now = peak = 0
     for event in sorted(events, key=lambda e: e.start_ns()):
         now += event.nbytes()

@@ -109,7 +109,8 @@ def _cpu_workspaces(program: Program, externals: Sequence[Tensor], sizes: list[i
             program.run_op(i, memory, externals)
 
     try:
-        with _quiet(), profile(profile_memory=True, use_kineto=True) as profiled:
+        profiled: Any = profile(profile_memory=True, use_kineto=True)
+        with _quiet(), profiled:
             _walk(program, run)
     except RuntimeError:  # somebody else is profiling: the estimates stay
         return
