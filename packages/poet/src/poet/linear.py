@@ -177,7 +177,7 @@ def minimise(program: Linear, seconds: float = 60.0, method: str = "highs") -> R
     below, above = ~equal & np.isfinite(program.row_upper), ~equal & np.isfinite(program.row_lower)
     result = optimize.linprog(
         program.cost,
-        A_ub=sparse.vstack([program.matrix[below], -1.0 * program.matrix[above]], format="csr"),
+        A_ub=sparse.vstack([program.matrix[below], sparse.csr_array(program.matrix[above]) * -1.0], format="csr"),
         b_ub=np.concatenate([program.row_upper[below], -program.row_lower[above]]),
         A_eq=program.matrix[equal],
         b_eq=program.row_lower[equal],
