@@ -13,6 +13,7 @@ from poet.device import Device
 from poet.events import Event
 from poet.explain import diagnose, obstacle
 from poet.graph import Graph
+from poet.optimiser import Engine
 from poet.plan import Schedule
 from poet.problem import Objective, Paging, Problem, formulate
 from poet.replay import ReplayError, replay
@@ -145,10 +146,11 @@ def _engine(
 
         name = solver.partition(":")[2] or "HIGHS"
         return _alone(problem, solve_reference(problem, limits, name))  # type: ignore[arg-type]
-    first = [tuple(events) for events in starts] + first_schedules(problem)
-    return search(
-        problem, limits, starts=first, engine="cpsat" if solver == "cpsat" else "highs", on_progress=on_progress
-    )
+    began = time.monotonic()
+    first = [tuple(events) for events in starts] + first_schedules(problem, 0.3 * limits.seconds)
+    left = replace(limits, seconds=max(limits.seconds - (time.monotonic() - began), 0.5))
+    engine: Engine = "cpsat" if solver == "cpsat" else "highs"
+    return search(problem, left, starts=first, engine=engine, on_progress=on_progress)
 
 
 def _alone(problem: Problem, found: Found) -> tuple[Found, Bound]:
@@ -156,11 +158,12 @@ def _alone(problem: Problem, found: Found) -> tuple[Found, Bound]:
     return found, Bound(value, f"{found.engine}, in its class")
 
 
-def first_schedules(problem: Problem) -> list[tuple[Event, ...]]:
-    """What the classical methods make of a problem: the search starts from the best of them."""
+def first_schedules(problem: Problem, seconds: float = 10.0) -> list[tuple[Event, ...]]:
+    """What the classical methods make of a problem in so much time: the search starts from the best of them."""
+    until = time.monotonic() + seconds
     exact = [k for k, tier in enumerate(problem.tiers) if tier.exact and not tier.in_ram]
     problem = replace(problem, device=problem.device.with_tiers(*(problem.tiers[k] for k in exact)))
-    makers: list[Callable[[Problem], Found]] = []
+    makers: list[Callable[[Problem, Limits], Found]] = []
     if problem.tiers:
         makers.append(page_only)
     if problem.recompute:
@@ -170,7 +173,7 @@ def first_schedules(problem: Problem) -> list[tuple[Event, ...]]:
     made = []
     for maker in makers:
         try:
-            found = maker(problem)
+            found = maker(problem, Limits(max(until - time.monotonic(), 0.01)))
         except ValueError:  # not a graph of its kind (not a chain, say)
             continue
         if found.events is not None:
@@ -221,7 +224,7 @@ def _nothing(problem: Problem, found: Found | None, bound: Bound, limits: Limits
         if obstacle(other) is not None:
             return None
         short = replace(limits, seconds=min(limits.seconds, 5.0), gap=inf)
-        made, _ = search(other, short, starts=first_schedules(other))
+        made, _ = search(other, short, starts=first_schedules(other, 2.0))
         return None if made.events is None else replay(other, overlap(other, made.events)).makespan
 
     status = Status.INFEASIBLE if proved else Status.UNKNOWN
