@@ -12,6 +12,8 @@ Reference:
     Patil et al. (2022), section 4; Jain et al. (2020), Checkmate, MLSys, section 4.
 """
 
+import contextlib
+import warnings
 from dataclasses import dataclass
 from importlib import import_module
 from math import inf, isfinite
@@ -21,7 +23,7 @@ import numpy as np
 
 from poet.problem import Problem
 from poet.schedule import Found, Limits
-from poet.stages import Best, Plan
+from poet.stages import Best, Plan, StepError
 
 SOLVERS = ("HIGHS", "SCIP", "SCIPY", "GUROBI", "CBC", "GLPK_MI")
 
@@ -56,14 +58,17 @@ def solve_reference(problem: Problem, limits: Limits | None = None, solver: str 
         return best.found(f"reference-{solver}", limits, inf)
     program = formulate_reference(problem)
     try:
-        program.program.solve(solver=solver, **_options(solver, limits))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Solution may be inaccurate")  # the replay judges it
+            program.program.solve(solver=solver, **_options(solver, limits))
     except cp.error.SolverError:  # "no solution found in the time given" reaches us as this, too
         return best.found(f"reference-{solver}", limits)
     status = program.program.status
     if status in (cp.INFEASIBLE, cp.INFEASIBLE_INACCURATE, cp.settings.INFEASIBLE_OR_UNBOUNDED):
         return best.found(f"reference-{solver}", limits, inf)
     if program.R.value is not None:
-        best.offer(program.plan().steps(problem))
+        with contextlib.suppress(StepError):  # at a time limit, values that are no solution are handed back too
+            best.offer(program.plan().steps(problem))
     return best.found(f"reference-{solver}", limits, _bound(program, solver, limits, status == cp.OPTIMAL))
 
 
