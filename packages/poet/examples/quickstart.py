@@ -12,7 +12,7 @@ plain = graph.static.total + graph.resident_peak
 print(f"{graph.name}: {len(graph.ops)} operations; the plain step needs {show_bytes(plain)}")
 
 # The least energy under a limit of RAM (parameters and gradients included) and a deadline of twice the plain step.
-schedule = poet.solve(graph, device, ram="75%", deadline=2.0, time_limit=4).unwrap()
+schedule = poet.solve(graph, device, ram="75%", deadline=2.0, time_limit=3).unwrap()
 print(schedule.summary())
 
 # Every schedule carries its proof, and an independent verifier checks it.
