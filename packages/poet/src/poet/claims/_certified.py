@@ -28,8 +28,8 @@ _CASES: dict[str, tuple[str, str, float, str]] = {
 _SECONDS = {
     "quick": {"linear_55": 1.0, "resnet_40": 1.5},
     "full": {
-        "linear_50": 2.0, "linear_55": 2.0, "resnet_60": 6.0, "resnet_40": 8.0, "resnet_20": 10.0, "resnet_256k": 10.0,
-        "vgg_50": 8.0, "resnet50_least": 8.0, "bert_50": 6.0, "bert_least": 6.0,
+        "linear_50": 2.0, "linear_55": 2.0, "resnet_60": 4.0, "resnet_40": 6.0, "resnet_20": 6.0, "resnet_256k": 6.0,
+        "vgg_50": 5.0, "resnet50_least": 5.0, "bert_50": 4.0, "bert_least": 4.0,
     },
 }  # fmt: skip
 _JUDGED = {"linear_50": 0.001, "linear_55": 0.001, "resnet_60": 0.05, "resnet_40": 0.05}  # gap, % of the plain energy

@@ -22,13 +22,13 @@ _TIGHT, _LOOSE = (0.0, 0.1, 0.2), (0.4, 0.6, 0.8)
 _WORK = {
     "quick": (("resnet", "m4f", (0.1, 0.8), 0.8),),
     "full": (
-        ("resnet", "m4f", (*_TIGHT, *_LOOSE), 5.0),
-        ("vgg", "m4f", (*_TIGHT, *_LOOSE), 2.5),
-        ("bert", "m4f", (0.2, 0.6), 4.0),
-        ("resnet", "m0", (0.2, 0.6), 1.5),
-        ("resnet", "a72", (0.2, 0.6), 1.5),
-        ("vgg", "a72", (0.2, 0.6), 1.5),
-        ("bert", "a72", (0.2, 0.6), 3.0),
+        ("resnet", "m4f", (*_TIGHT, *_LOOSE), 4.5),
+        ("vgg", "m4f", (*_TIGHT, *_LOOSE), 2.0),
+        ("bert", "m4f", (0.2, 0.6), 3.0),
+        ("resnet", "m0", (0.2, 0.6), 1.0),
+        ("resnet", "a72", (0.2, 0.6), 1.0),
+        ("vgg", "a72", (0.2, 0.6), 1.0),
+        ("bert", "a72", (0.2, 0.6), 2.0),
     ),
 }
 _NONE = 1e6  # percent: stands for "does not fit"
