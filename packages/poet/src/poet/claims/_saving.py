@@ -34,14 +34,11 @@ def run_saving(scale: str, seed: int, device: str) -> Outcome:
     for k, (network, machine, share, seconds) in enumerate(work):
         report_progress(k, len(work), f"{NAMES[network]} on {machine}")
         problem = problem_of(step_of(network), machine, share)
-        ours = solve_problem(problem, Limits(seconds, 1e-5, seed=seed)).unwrap()
-        rules += broken(problem, ours.events)
-        savings: dict[str, float] = {}
-        for name, make in CLASSICAL.items():
-            found = make(problem)
-            rules += broken(problem, found.events)
-            if found.events is not None:
-                savings[name] = 100 * (1 - ours.joules / replay(problem, found.events).joules)
+        made = {name: make(problem).events for name, make in CLASSICAL.items()}
+        fitting = {name: events for name, events in made.items() if events is not None}
+        ours = solve_problem(problem, Limits(seconds, 1e-5, seed=seed), starts=list(fitting.values())).unwrap()
+        rules += sum(broken(problem, events) for events in (ours.events, *fitting.values()))
+        savings = {name: 100 * (1 - ours.joules / replay(problem, events).joules) for name, events in fitting.items()}
         saved.setdefault(machine, []).append(savings)
     metrics: dict[str, float | Estimate] = {"broken": float(rules)}
     for machine, cases in saved.items():
