@@ -226,6 +226,24 @@ def test_interrupting_returns_the_best_so_far():
     assert "Traceback" not in err
 
 
+def test_an_interruption_passes_on_where_it_is_asked_to():
+    def interrupt(_progress):
+        raise KeyboardInterrupt
+
+    graph = legacy.graph("resnet18_cifar")
+    with pytest.raises(KeyboardInterrupt):
+        solve(graph, NRF, 262144, 2.0, time_limit=20.0, on_progress=interrupt, keep_interrupted=False)
+    with pytest.raises(KeyboardInterrupt):
+        pareto(LINEAR, NRF, 3, time_limit=5.0, on_schedule=interrupt)
+
+
+def test_wrong_kinds_of_arguments_are_named():
+    problem = formulate(LINEAR, NRF, 4000)
+    assert repr(Schedule(problem, Status.UNKNOWN, None, None)).startswith("<Schedule of legacy linear")
+    with pytest.raises(ValueError, match="sequence of names"):
+        solve(LINEAR, NRF, 4000, tiers="flash")
+
+
 def test_a_chain_is_solved_as_its_closed_form():
     """Recomputing a chain of equal values in c places: the search finds what the recursion gives."""
     from poet.theory_chains import chain_executions, joint_chain

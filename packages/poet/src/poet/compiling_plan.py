@@ -189,6 +189,7 @@ def _valid(
         schedule = solve(
             graph, machine, max(target, 0), order.deadline, objective=order.objective, recompute=order.recompute,
             time_limit=order.time_limit, gap=order.gap, seed=order.seed, on_progress=order.on_progress,
+            keep_interrupted=False,
         )  # fmt: skip
         if schedule.events is None:
             return program, schedule

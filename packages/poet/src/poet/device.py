@@ -155,8 +155,8 @@ class Device:
 
     def _lacks(self, entry: str, purpose: str) -> DeviceError:
         return DeviceError(
-            f"the profile of {self.name!r} has no {entry}, which {purpose} need; give one with "
-            f"`dataclasses.replace(device, {entry}=...)` or use measured durations with objective='time'"
+            f"the profile of {self.name!r} has no {entry}, which {purpose} need; give one "
+            f"with `dataclasses.replace(device, {entry}=...)` or in its file, or ask for objective='time'"
         )
 
     @staticmethod

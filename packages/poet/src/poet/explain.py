@@ -54,7 +54,7 @@ def obstacle(problem: Problem) -> Explanation | None:
     graph, limit = problem.graph, problem.limit
     floor = floor_ram(problem)
     known = floor if pages_freely(problem) and not isfinite(problem.deadline) else None
-    ways = f"give at least {show_bytes(floor)} ({floor} bytes)"
+    ways = f"give at least {floor} bytes ({show_bytes(floor)})"
     if problem.baseline_seconds > problem.deadline * (1 + 1e-9):
         return Explanation(
             f"the deadline of {problem.deadline:.4g} s is below the {problem.baseline_seconds:.4g} s that the plain "

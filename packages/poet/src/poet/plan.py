@@ -24,7 +24,7 @@ SCHEMA = "repertory.poet.schedule/1"
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Schedule:
     """A schedule of a training step, or the reason why there is none.
 
@@ -41,6 +41,13 @@ class Schedule:
     events: tuple[Event, ...] | None
     certificate: Certificate | None
     explanation: Explanation | None = None
+
+    def __repr__(self) -> str:
+        made = f"{len(self.events)} events" if self.events is not None else "no events"
+        return f"<Schedule of {self.problem.graph.name} on {self.problem.device.name}: {self.status.name}, {made}>"
+
+    def __str__(self) -> str:
+        return self.summary()
 
     def unwrap(self) -> "Schedule":
         """This schedule, if there is one.
@@ -101,7 +108,7 @@ class Schedule:
         proof, seen = self.certificate, self.replay
         lines = [
             head,
-            f"overhead {proof.overhead:.3%} of the plain step's cost, at most {proof.gap:.3%} above the least possible",
+            f"overhead {proof.overhead:.3%} of the plain step's cost, at most {proof.gap:.3%} of it above the least",
             f"bound by {proof.bound_by}, {proof.optimality}",
         ]
         counts = f"{seen.recomputed} operations recomputed, {seen.paged_out} page-outs, {seen.paged_in} page-ins"
@@ -111,6 +118,8 @@ class Schedule:
                 f"modelled energy {seen.joules:.4g} J: {seen.compute_joules:.4g} J computing, "
                 f"{seen.paging_joules:.4g} J paging"
             )
+        if problem.device.ram is not None and problem.limit > problem.device.ram:
+            lines.append(f"the limit is more than the {show_bytes(problem.device.ram)} of RAM that the device has")
         lines.append(f"found by {proof.solver} in {proof.seconds:.1f} s")
         return "\n".join(lines)
 

@@ -234,6 +234,11 @@ def formulate(
     Raises:
         ValueError: If an argument is out of range or the profile lacks what the problem needs.
     """
+    if not isinstance(graph, Graph) or not isinstance(device, Device):
+        raise TypeError(
+            f"expected a poet.Graph and a poet.Device, got {type(graph).__name__} and {type(device).__name__}; "
+            "poet.zoo.load(name) and poet.Device.load(name) give them by name"
+        )
     if paging not in PAGING:
         raise ValueError(f"paging must be one of {', '.join(PAGING)}, got {paging!r}")
     if not graph.ops:

@@ -86,6 +86,7 @@ def search(
     starts: Sequence[tuple[Event, ...]] = (),
     engine: Engine = "highs",
     on_progress: OnProgress | None = None,
+    keep_interrupted: bool = True,
 ) -> tuple[Found, Bound]:
     """Find a schedule and prove how good it is.
 
@@ -95,9 +96,10 @@ def search(
         starts: Schedules to start from; those that do not fit are passed over.
         engine: Which optimiser solves the programs.
         on_progress: Called whenever the schedule or the bound improves.
+        keep_interrupted: Whether Ctrl-C ends the search and returns the best so far, instead of passing on.
 
     Returns:
-        The schedule found (or none) and the best bound proved. Ctrl-C ends the search and returns the best so far.
+        The schedule found (or none) and the best bound proved.
     """
     state = _Search(problem, limits, engine, on_progress)
     for events in starts:
@@ -105,7 +107,8 @@ def search(
     try:
         state.run()
     except KeyboardInterrupt:
-        state.interrupted = True
+        if not keep_interrupted:
+            raise
     finally:
         state.stop()
     return state.found(), state.bound
@@ -121,7 +124,6 @@ class _Search:
         self.by: str = engine
         self.bound = Bound(problem.baseline_cost, "every operation is executed once")
         self.lock = threading.Lock()
-        self.interrupted = False
         self.solver = Optimiser(engine)
         self.prover = Optimiser("highs")
         self.thread: threading.Thread | None = None

@@ -47,6 +47,7 @@ def solve(
     seed: int = 0,
     starts: Sequence[Sequence[Event]] = (),
     on_progress: OnProgress | None = None,
+    keep_interrupted: bool = True,
 ) -> Schedule:
     """Schedule a training step in limited memory.
 
@@ -62,12 +63,13 @@ def solve(
             time, as the paper assumes.
         recompute: Whether operations may be executed again; False leaves paging alone.
         solver: Which engine; see `SOLVERS`.
-        time_limit: Seconds for the search. Ctrl-C ends it early and returns the best so far.
+        time_limit: Seconds for the search.
         gap: The search ends when objective and bound are within this share of the plain step's cost.
         workers: Threads of the optimiser; the bound is proved on one more.
         seed: Seed of the search.
         starts: Schedules to start from, of the same graph.
         on_progress: Called with a `Progress` whenever the schedule or the bound improves.
+        keep_interrupted: Whether Ctrl-C ends the search and returns the best so far, instead of passing on.
 
     Returns:
         The schedule, or the reason why there is none in `explanation`; `.unwrap()` raises it.
@@ -88,12 +90,17 @@ def solve(
         raise ValueError(f"time_limit must be positive and finite seconds, got {time_limit}")
     if not (gap >= 0 and workers >= 1):
         raise ValueError(f"gap must be at least 0 and workers at least 1, got {gap} and {workers}")
+    if isinstance(tiers, str):
+        raise ValueError(f"tiers must be a sequence of names such as ({tiers!r},), got the string {tiers!r}")
     problem = formulate(
         graph, device, ram, deadline, objective=objective, tiers=None if tiers is None else tuple(tiers), paging=paging,
         recompute=recompute,
     )  # fmt: skip
     limits = Limits(time_limit, gap, workers, seed)
-    return solve_problem(problem, limits, solver=solver, starts=starts, on_progress=on_progress)
+    return solve_problem(
+        problem, limits, solver=solver, starts=starts, on_progress=on_progress,
+        keep_interrupted=keep_interrupted,
+    )  # fmt: skip
 
 
 def solve_problem(
@@ -103,6 +110,7 @@ def solve_problem(
     solver: str = "auto",
     starts: Sequence[Sequence[Event]] = (),
     on_progress: OnProgress | None = None,
+    keep_interrupted: bool = True,
 ) -> Schedule:
     """`solve` for a problem that is already stated."""
     began = time.monotonic()
@@ -119,7 +127,9 @@ def solve_problem(
         stated = replace(problem, hidden=hidden)
         more = (*starts, *((best.events,) if best is not None and best.events else ()))
         share = left if problem.paging != "overlap" or not problem.tiers else left * (0.6 if hidden else 1.0)
-        found, proved = _engine(stated, replace(limits, seconds=max(share, 0.5)), solver, more, on_progress)
+        tell = on_progress if hidden == 1.0 else _telling(on_progress, bound.value)
+        allowed = replace(limits, seconds=max(share, 0.5))
+        found, proved = _engine(stated, allowed, solver, more, tell, keep_interrupted)
         if hidden == 1.0 and proved.value > bound.value:
             bound = proved
         if found.events is None:
@@ -134,8 +144,20 @@ def solve_problem(
     return _nothing(problem, found, bound, limits)
 
 
+def _telling(on_progress: OnProgress | None, bound: float) -> OnProgress | None:
+    """Progress of a search in which less is hidden: its own bound holds for that alone."""
+    if on_progress is None:
+        return None
+    return lambda progress: on_progress(replace(progress, lower_bound=min(bound, progress.objective)))
+
+
 def _engine(
-    problem: Problem, limits: Limits, solver: str, starts: Sequence[Sequence[Event]], on_progress: OnProgress | None
+    problem: Problem,
+    limits: Limits,
+    solver: str,
+    starts: Sequence[Sequence[Event]],
+    on_progress: OnProgress | None,
+    keep_interrupted: bool,
 ) -> tuple[Found, Bound]:
     if solver == "tight":
         return _alone(problem, solve_tight(problem, limits))
@@ -150,7 +172,9 @@ def _engine(
     first = [tuple(events) for events in starts] + first_schedules(problem, 0.3 * limits.seconds)
     left = replace(limits, seconds=max(limits.seconds - (time.monotonic() - began), 0.5))
     engine: Engine = "cpsat" if solver == "cpsat" else "highs"
-    return search(problem, left, starts=first, engine=engine, on_progress=on_progress)
+    return search(
+        problem, left, starts=first, engine=engine, on_progress=on_progress, keep_interrupted=keep_interrupted
+    )
 
 
 def _alone(problem: Problem, found: Found) -> tuple[Found, Bound]:
@@ -224,7 +248,7 @@ def _nothing(problem: Problem, found: Found | None, bound: Bound, limits: Limits
         if obstacle(other) is not None:
             return None
         short = replace(limits, seconds=min(limits.seconds, 5.0), gap=inf)
-        made, _ = search(other, short, starts=first_schedules(other, 2.0))
+        made, _ = search(other, short, starts=first_schedules(other, 2.0), keep_interrupted=False)
         return None if made.events is None else replay(other, overlap(other, made.events)).makespan
 
     status = Status.INFEASIBLE if proved else Status.UNKNOWN

@@ -72,6 +72,8 @@ def pareto(
     Limits are taken in increasing order and each search starts from the schedules before it, which fit too: so the cost
     never grows with RAM or with the deadline. A bound proved under more RAM holds under less.
 
+    Ctrl-C passes on: what `on_schedule` was given is what there is.
+
     Args:
         graph: The training step.
         device: The machine.
@@ -93,7 +95,7 @@ def pareto(
         for r, limit in enumerate(limits):
             near = [*line[-1:], *(above[r] for above in lines[-1:])]
             starts = [s.events for s in near if s.events is not None]
-            line.append(solve(graph, device, limit, deadline, starts=starts, **options))
+            line.append(solve(graph, device, limit, deadline, starts=starts, keep_interrupted=False, **options))
             if on_schedule is not None:
                 on_schedule(line[-1])
         lines.append(_share_bounds(line))
