@@ -96,7 +96,7 @@ class Schedule:
         problem, events = self.problem, self.unwrap().events
         return verify(
             graph or problem.graph, problem.device, events or (), limit=problem.limit, deadline=problem.deadline,
-            paging=problem.paging,
+            paging=problem.paging, recompute=problem.recompute,
         )  # fmt: skip
 
     def summary(self) -> str:

@@ -126,7 +126,8 @@ def solve_problem(
             break
         stated = replace(problem, hidden=hidden)
         more = (*starts, *((best.events,) if best is not None and best.events else ()))
-        share = left if problem.paging != "overlap" or not problem.tiers else left * (0.6 if hidden else 1.0)
+        again = problem.paging == "overlap" and problem.tiers and (problem.objective.time or isfinite(problem.deadline))
+        share = 0.6 * left if again and hidden else left
         tell = on_progress if hidden == 1.0 else _telling(on_progress, bound.value)
         allowed = replace(limits, seconds=max(share, 0.5))
         found, proved = _engine(stated, allowed, solver, more, tell, keep_interrupted)
