@@ -124,7 +124,10 @@ def test_live_bytes_are_the_memory(random_case, seed):
     assert live == replay(problem, events).memory.tolist()
     layers = memory_layers(problem.graph, events, problem.tiers)
     memory = verify(problem.graph, problem.device, events, limit=10**6).memory
-    assert np.array(list(layers.values())).reshape(len(layers), -1).sum(axis=0).tolist() == [*memory][: len(events)]
+    assert (
+        np.array(list(layers.values()), dtype=float).reshape(len(layers), len(events)).sum(axis=0).tolist()
+        == [*memory][: len(events)]
+    )
 
 
 @pytest.mark.property
