@@ -40,7 +40,7 @@ def test_every_claim_says_where_it_is_from():
 def test_importing_a_package_brings_no_framework(project, tmp_path):
     points = importlib.metadata.entry_points(group="repertory.claims")
     modules = [f"{point.module}" for point in points if point.dist and point.dist.name == project["name"]]
-    name = {"repertory-common-core": "common_core"}.get(project["name"], project["name"].replace("-", "_"))
+    name = project["name"].removeprefix("repertory-").replace("-", "_")
     code = f"import sys, {', '.join([name, *modules])}; print(*sorted(set(sys.modules) & set({HEAVY!r})))"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     needed = {requirement.split(">")[0].split("[")[0] for requirement in project["dependencies"]}
