@@ -1,14 +1,13 @@
 """The memory that a call really takes."""
 
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.autograd.profiler import profile
 
 from common_core.memory import CudaPeakMeter, PeakMeter
+from poet.measure import quiet
 
 
 def allocated_peak(run: Callable[[], Any], device: torch.device) -> int:
@@ -36,7 +35,7 @@ def allocated_peak(run: Callable[[], Any], device: torch.device) -> int:
             run()
         return meter.reading().peak_added
     profiler: Any = profile(profile_memory=True, use_kineto=True)
-    with _quiet(), profiler:
+    with quiet(), profiler:
         run()
     events = [e for e in profiler.kineto_results.events() if e.name() == "[memory]"]
     now = peak = 0
@@ -44,15 +43,3 @@ def allocated_peak(run: Callable[[], Any], device: torch.device) -> int:
         now += event.nbytes()
         peak = max(peak, now)
     return peak
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The profiler's library writes to standard error unless this variable is set when it starts."""
-    before = os.environ.get("KINETO_LOG_LEVEL")
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["KINETO_LOG_LEVEL"]

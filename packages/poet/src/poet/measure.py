@@ -110,7 +110,7 @@ def _cpu_workspaces(program: Program, externals: Sequence[Tensor], sizes: list[i
 
     try:
         profiled: Any = profile(profile_memory=True, use_kineto=True)
-        with _quiet(), profiled:
+        with quiet(), profiled:
             _walk(program, run)
     except RuntimeError:  # somebody else is profiling: the estimates stay
         return
@@ -136,7 +136,7 @@ def _peaks(events: Any) -> Iterator[tuple[int, int]]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """The profiler's library writes to standard error unless this variable is set when it starts."""
     before = os.environ.get("KINETO_LOG_LEVEL")
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
