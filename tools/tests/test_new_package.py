@@ -93,7 +93,7 @@ def test_the_package_passes_its_own_tests(skeleton: Path) -> None:
     assert " passed" in done.stdout
 
 
-@pytest.mark.parametrize("name", ["alpa-lite", "poet", "zebra-with-a-long-name-x"])
+@pytest.mark.parametrize("name", ["alpa-lite", "otter", "zebra-with-a-long-name-x"])
 def test_the_package_passes_the_checks(skeleton: Path, name: str) -> None:
     folder = new_package.create(skeleton, described(name))
     assert check_bounds.main(skeleton) == 0
@@ -105,20 +105,20 @@ def test_the_package_passes_the_checks(skeleton: Path, name: str) -> None:
 
 def test_the_package_is_entered_everywhere(skeleton: Path) -> None:
     before = tomllib.loads((skeleton / "pyproject.toml").read_text("utf-8"))
-    new_package.create(skeleton, described("poet"))
+    new_package.create(skeleton, described("otter"))
     new_package.create(skeleton, described("alpa-lite"))
     root = tomllib.loads((skeleton / "pyproject.toml").read_text("utf-8"))
     dependencies = root["project"]["dependencies"]
     assert dependencies[0] == "alpa-lite[plot]"
-    assert set(dependencies) - set(before["project"]["dependencies"]) == {"alpa-lite[plot]", "repertory-poet[plot]"}
+    assert set(dependencies) - set(before["project"]["dependencies"]) == {"alpa-lite[plot]", "repertory-otter[plot]"}
     assert list(root["tool"]["uv"]["sources"]) == sorted(
-        [*before["tool"]["uv"]["sources"], "alpa-lite", "repertory-poet"]
+        [*before["tool"]["uv"]["sources"], "alpa-lite", "repertory-otter"]
     )
     search = root["tool"]["pyrefly"]["search-path"]
-    assert {"packages/alpa-lite/src", "packages/poet/src"} < set(search)
+    assert {"packages/alpa-lite/src", "packages/otter/src"} < set(search)
     assert search[-1] == before["tool"]["pyrefly"]["search-path"][-1]
     contracts = {contract["id"]: contract for contract in root["tool"]["importlinter"]["contracts"]}
-    assert {"alpa_lite", "poet"} < set(contracts["siblings"]["layers"][0].split(" | "))
+    assert {"alpa_lite", "otter"} < set(contracts["siblings"]["layers"][0].split(" | "))
     assert contracts["siblings"]["layers"][-1] == "common_core"
     assert contracts["alpa_lite-layers"]["containers"] == ["alpa_lite"]
     link = skeleton / "docs" / "packages" / "alpa-lite"
@@ -127,26 +127,26 @@ def test_the_package_is_entered_everywhere(skeleton: Path) -> None:
     rows = (skeleton / "README.md").read_text("utf-8").splitlines()
     assert rows[5:7] == [
         "| [alpa-lite](packages/alpa-lite) | Ridge regression | Hoerl and Kennard, Technometrics 1970 |  |",
-        "| [poet](packages/poet) | Ridge regression | Hoerl and Kennard, Technometrics 1970 |  |",
+        "| [otter](packages/otter) | Ridge regression | Hoerl and Kennard, Technometrics 1970 |  |",
     ]
     bullets = [
         line.split("]")[0]
         for line in (skeleton / "CHANGELOG.md").read_text("utf-8").splitlines()
         if line.startswith("- ")
     ]
-    assert bullets == ["- [alpa-lite", "- [hieropo", "- [poet"]
+    assert bullets == ["- [alpa-lite", "- [hieropo", "- [otter"]
     navigation = (skeleton / "mkdocs.yml").read_text("utf-8")
     assert (
         navigation.index("      - alpa-lite:")
         < navigation.index("      - hieropo:")
-        < navigation.index("      - poet:")
+        < navigation.index("      - otter:")
     )
-    assert navigation.index("      - poet:") < navigation.index("  - Results: results.md")
+    assert navigation.index("      - otter:") < navigation.index("  - Results: results.md")
 
 
 def test_nothing_else_in_the_root_changes(skeleton: Path) -> None:
     before = (skeleton / "pyproject.toml").read_text("utf-8").splitlines()
-    new_package.create(skeleton, described("poet"))
+    new_package.create(skeleton, described("otter"))
     after = (skeleton / "pyproject.toml").read_text("utf-8").splitlines()
     gone = [line for line in before if line not in after]
     assert len(gone) <= 3, gone  # the lists that stand on one line: search path, root packages, siblings
@@ -166,7 +166,7 @@ def test_nothing_else_in_the_root_changes(skeleton: Path) -> None:
         (described("tools"), "a part of the workspace"),
         (described("hieropo"), "packages/hieropo exists"),
         (described("repertory"), "a part of the workspace"),
-        (described("sample", distribution="poet"), "taken by a stranger; use repertory-poet"),
+        (described("sample", distribution="otter"), "taken by a stranger; use repertory-otter"),
         (described("sample", distribution="hieropo"), "packages/hieropo is distributed as 'hieropo'"),
         (described("sample", distribution="G.act"), "the distribution name 'G.act'"),
         (described("sample", title='A "title"'), "the title"),
@@ -185,7 +185,7 @@ def test_a_name_that_is_not_allowed_is_refused_and_nothing_written(
 
 
 def test_every_fault_is_listed() -> None:
-    assert len(faults(described("Tools", distribution="poet", title=""), [])) == 3
+    assert len(faults(described("Tools", distribution="otter", title=""), [])) == 3
 
 
 @pytest.mark.parametrize("file", ["README.md", "CHANGELOG.md", "mkdocs.yml", "pyproject.toml"])
