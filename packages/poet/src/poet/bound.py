@@ -128,7 +128,7 @@ class _Windows:
         self.run_in.append(run)
         for i, variable in run.items():
             for u in dict.fromkeys(graph.ops[i].inputs):
-                if somewhere.get(u, 0) >= 0 and u in somewhere:
+                if somewhere.get(u, -1) >= 0:
                     self._row([(variable, 1.0), (somewhere[u], -1.0)], 0.0)
         following: dict[int, int] = {}
         read_next = set(graph.ops[last].inputs) if last < len(graph.ops) else {v for v in known if graph.values[v].keep}

@@ -63,8 +63,6 @@ def values(grid: Grid, roster: Roster, centre: int, count: int) -> Bool[np.ndarr
     """Variables of the values around an operation, in breadth-first order through the graph, and of their producers."""
     graph = grid.problem.graph
     ops: dict[int, None] = {centre: None}
-    for i in ops.copy():
-        ops[i] = None
     queue = [centre]
     while queue and len(ops) < count:
         i = queue.pop(0)

@@ -1,7 +1,6 @@
 """A schedule with its problem and its certificate: what `poet.solve` returns."""
 
 import os
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from math import isfinite
@@ -183,14 +182,6 @@ def _from_json(content: dict[str, Any], graph: Graph) -> Schedule:
         Certificate(**content["certificate"]) if content["certificate"] else None,
         Explanation(**content["explanation"]) if content["explanation"] else None,
     )
-
-
-def best(schedules: Sequence[Schedule]) -> Schedule:
-    """The schedule of least cost; the first if none has one."""
-    made = [schedule for schedule in schedules if schedule.certificate is not None]
-    if not made:
-        return schedules[0]
-    return min(made, key=lambda schedule: schedule.certificate.objective if schedule.certificate else 0.0)
 
 
 def rebound(schedule: Schedule, lower_bound: float, bound_by: str) -> Schedule:

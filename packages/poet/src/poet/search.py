@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from poet.bound import Bound, critical_stages, windows, windows_program
-from poet.events import Event, Kind, compute, free
+from poet.events import Event, Kind
 from poet.gaps import gap_bound
 from poet.grid import Grid, all_places, build, encode, near_places
 from poet.lns import Chooser
@@ -19,6 +19,7 @@ from poet.problem import Problem
 from poet.replay import ReplayError, replay
 from poet.schedule import Found, Limits, Status
 from poet.structure import Counterparts, repeated_blocks
+from poet.trace_drills import resident
 from poet.trim import trim
 
 EXACT = 1e-6
@@ -55,13 +56,7 @@ OnProgress = Callable[[Progress], None]
 
 def everything_resident(problem: Problem) -> tuple[Event, ...]:
     """The plain step: every operation once, every value freed after its last use."""
-    graph, events = problem.graph, []
-    last = [max((*uses, made)) for uses, made in zip(graph.users, graph.producer, strict=True)]
-    for i, op in enumerate(graph.ops):
-        events.append(compute(i))
-        gone = [v for v in dict.fromkeys((*op.inputs, *op.outputs)) if last[v] == i and not graph.values[v].keep]
-        events += [free(v) for v in gone]
-    return tuple(events)
+    return tuple(resident(problem.graph))
 
 
 def places_of(problem: Problem, events: Sequence[Event]) -> list[list[int]]:
