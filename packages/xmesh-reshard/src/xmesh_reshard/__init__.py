@@ -1,0 +1,51 @@
+"""Move sharded tensors between device meshes as fast as the network allows.
+
+Say how tensors are laid out now and how they shall be, and what the network is; get a plan whose distance from the best
+possible is known; simulate it, or execute it on torch.distributed, JAX or Ray. Pipeline schedules that hide the
+transfers behind computation are here too.
+
+Reference:
+    Zhuang, Zheng, Li, Xing, Ho, Gonzalez, Stoica, Zhang, Zhao (2023). On Optimizing the Communication of Model
+    Parallelism. MLSys. arXiv:2211.05322.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from xmesh_reshard.layout import Layout as Layout
+    from xmesh_reshard.layout import LayoutError as LayoutError
+    from xmesh_reshard.layout import Mesh as Mesh
+    from xmesh_reshard.plans import Plan as Plan
+    from xmesh_reshard.plans import Transfer as Transfer
+    from xmesh_reshard.topology import Host as Host
+    from xmesh_reshard.topology import Nic as Nic
+    from xmesh_reshard.topology import Topology as Topology
+    from xmesh_reshard.topology import TopologyError as TopologyError
+
+__version__ = "0.1.0"
+
+# Everything is imported when it is first used: `import xmesh_reshard` stays fast.
+_LATER = {
+    "Host": "topology",
+    "Layout": "layout",
+    "LayoutError": "layout",
+    "Mesh": "layout",
+    "Nic": "topology",
+    "Plan": "plans",
+    "Topology": "topology",
+    "TopologyError": "topology",
+    "Transfer": "plans",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        found = getattr(import_module(f"xmesh_reshard.{_LATER[name]}"), name)
+        globals()[name] = found
+        return found
+    raise AttributeError(f"module 'xmesh_reshard' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})
