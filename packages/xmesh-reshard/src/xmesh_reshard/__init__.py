@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from xmesh_reshard.layout import Layout as Layout
     from xmesh_reshard.layout import LayoutError as LayoutError
     from xmesh_reshard.layout import Mesh as Mesh
+    from xmesh_reshard.planning import plan as plan
     from xmesh_reshard.plans import Plan as Plan
     from xmesh_reshard.plans import Transfer as Transfer
     from xmesh_reshard.topology import Host as Host
@@ -36,6 +37,7 @@ _LATER = {
     "Topology": "topology",
     "TopologyError": "topology",
     "Transfer": "plans",
+    "plan": "planning",
 }
 
 

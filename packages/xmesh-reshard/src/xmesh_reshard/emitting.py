@@ -1,0 +1,270 @@
+"""From a schedule of hosts to messages of devices."""
+
+import itertools
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+
+from xmesh_reshard.demands import Route
+from xmesh_reshard.ordering import Clock, Job, Ports, Slot
+from xmesh_reshard.plans import Tables
+from xmesh_reshard.portions import Portion, cut
+from xmesh_reshard.topology import Topology
+
+
+@final
+@dataclass
+class Draft:
+    """A message on its way into the tables.
+
+    Attributes:
+        hops: (sender, receiver, card out, card in) of each leg; cards are -1 inside a host.
+        pieces: What is sent.
+        nbytes: Bytes of the pieces.
+        chunk: Bytes of a chunk.
+        star: Whether the sender sends to each receiver itself.
+        start: Seconds.
+        end: Seconds.
+    """
+
+    hops: list[tuple[int, int, int, int]]
+    pieces: list[Portion]
+    nbytes: int
+    chunk: int = 1
+    star: bool = False
+    start: float = 0.0
+    end: float = 0.0
+
+
+@final
+class Supply:
+    """The portions of one job, by routes of devices, taken from the front.
+
+    Args:
+        routes: Devices that hold, devices that need, and the portions of each route.
+    """
+
+    def __init__(self, routes: Sequence[tuple[Route, list[Portion]]]) -> None:
+        self._routes = deque((route, deque(portions)) for route, portions in routes)
+
+    def take(self, amount: float, slack: float) -> list[tuple[Route, list[Portion]]]:
+        """About ``amount`` bytes, short by less than an element or ``slack``."""
+        found = []
+        while self._routes and amount > slack:
+            route, queue = self._routes[0]
+            taken, amount = _from(queue, amount, slack)
+            if taken:
+                found.append((route, taken))
+            if queue:
+                break
+            self._routes.popleft()
+        return found
+
+    def everything(self) -> list[tuple[Route, list[Portion]]]:
+        """All that is left."""
+        found = [(route, list(queue)) for route, queue in self._routes if queue]
+        self._routes.clear()
+        return found
+
+
+def _from(queue: deque[Portion], amount: float, slack: float) -> tuple[list[Portion], float]:
+    taken: list[Portion] = []
+    while queue and amount > slack:
+        part, rest = cut(queue.popleft(), amount, slack)
+        taken += part
+        queue.extendleft(reversed(rest))
+        amount -= sum(p.nbytes for p in part)
+        if rest:
+            break
+    return taken, amount
+
+
+@final
+class Senders:
+    """Chooses, on a host, the holder that has sent least so far."""
+
+    def __init__(self, topology: Topology) -> None:
+        self._host_of = topology.host_of
+        self._sent: dict[int, int] = {}
+
+    def choose(self, holders: Sequence[int], host: int, nbytes: int) -> int:
+        """The device of a host to send from."""
+        mine = [device for device in holders if self._host_of[device] == host]
+        device = min(mine, key=lambda d: (self._sent.get(d, 0), d))
+        self._sent[device] = self._sent.get(device, 0) + nbytes
+        return device
+
+
+def chain_devices(sender: int, receivers: Sequence[int], hosts: Sequence[int], topology: Topology) -> list[int]:
+    """The sender, then the receivers host by host in the order given."""
+    host_of = topology.host_of
+    by_host: dict[int, list[int]] = {}
+    for device in receivers:
+        by_host.setdefault(host_of[device], []).append(device)
+    return [sender, *(device for host in hosts for device in by_host.get(host, ()))]
+
+
+def draft(
+    jobs: Sequence[Job],
+    slots: Sequence[Slot],
+    supplies: Sequence[Supply],
+    ports: Ports,
+    topology: Topology,
+    largest: int,
+    slack: int,
+) -> list[Draft]:
+    """Fill the slots of a schedule with portions.
+
+    Args:
+        jobs: The jobs.
+        slots: The schedule, by start time.
+        supplies: What each job sends.
+        ports: The ports, to name the cards.
+        topology: The network.
+        largest: Most bytes of a message.
+        slack: Bytes by which a slot may fall short.
+    """
+    senders = Senders(topology)
+    final_slot = {slot.job: k for k, slot in enumerate(slots)}
+    drafts: list[Draft] = []
+    owed = [0.0] * len(jobs)
+    for k, slot in enumerate(slots):
+        job, supply = jobs[slot.job], supplies[slot.job]
+        if final_slot[slot.job] == k:
+            content = supply.everything()
+        else:
+            wanted = slot.nbytes + owed[slot.job]
+            content = supply.take(wanted, slack)
+            owed[slot.job] = wanted - sum(p.nbytes for _, portions in content for p in portions)
+        cards = _cards(ports, job, slot)
+        for (holders, needers), portions in content:
+            for bundle in bundles(portions, largest):
+                nbytes = sum(p.nbytes for p in bundle)
+                sender = senders.choose(holders, job.hosts[0], nbytes)
+                devices = chain_devices(sender, needers, job.hosts[1:], topology)
+                drafts.append(Draft(_legs(devices, cards, topology), bundle, nbytes))
+    return drafts
+
+
+def bundles(portions: Sequence[Portion], largest: int) -> list[list[Portion]]:
+    """Portions together up to a size; larger ones are cut."""
+    found: list[list[Portion]] = []
+    queue = deque(portions)
+    while queue:
+        taken, _ = _from(queue, largest, 0)
+        if not taken:  # one element is larger than allowed: it cannot be cut
+            first, rest = cut(queue.popleft(), max(largest, 16))
+            taken = first
+            queue.extendleft(reversed(rest))
+        found.append(taken)
+    return found
+
+
+def _cards(ports: Ports, job: Job, slot: Slot) -> list[tuple[int, int]]:
+    """Card out of and into the hosts of each hop."""
+    route, hops = ports.of(job.hosts)
+    found: list[tuple[int, int]] = []
+    for hop in range(len(job.hosts) - 1):
+        at = hops.index(hop)
+        cards = tuple(ports.card[route[at + side]][slot.lanes[at + side]] for side in (0, 1))
+        found.append((cards[0], cards[1]))
+    return found
+
+
+def _legs(
+    devices: Sequence[int], cards: Sequence[tuple[int, int]], topology: Topology
+) -> list[tuple[int, int, int, int]]:
+    host_of, crossing, legs = topology.host_of, iter(cards), []
+    for a, b in itertools.pairwise(devices):
+        out, into = next(crossing) if host_of[a] != host_of[b] else (-1, -1)
+        legs.append((a, b, out, into))
+    return legs
+
+
+def tabulate(drafts: Sequence[Draft], copies: Sequence[tuple[int, Portion]], dims: int) -> Tables:
+    """The columns of a plan."""
+    hops = np.array([leg for d in drafts for leg in d.hops], np.int64).reshape(-1, 4)
+    pieces = [p for d in drafts for p in d.pieces]
+    head = np.array([p[:3] for p in pieces], np.int64).reshape(-1, 3)
+    return Tables(
+        hop_ptr=_pointers([len(d.hops) for d in drafts]),
+        hop_source=hops[:, 0].copy(),
+        hop_target=hops[:, 1].copy(),
+        hop_out=hops[:, 2].copy(),
+        hop_into=hops[:, 3].copy(),
+        piece_ptr=_pointers([len(d.pieces) for d in drafts]),
+        piece_group=head[:, 0].copy(),
+        piece_first=head[:, 1].copy(),
+        piece_last=head[:, 2].copy(),
+        piece_lower=_corners([p.lower for p in pieces], dims, 0),
+        piece_upper=_corners([p.upper for p in pieces], dims, 1),
+        nbytes=np.array([d.nbytes for d in drafts], np.int64),
+        chunk=np.array([d.chunk for d in drafts], np.int64),
+        star=np.array([d.star for d in drafts], np.int64),
+        start=np.array([d.start for d in drafts], float),
+        end=np.array([d.end for d in drafts], float),
+        copy_device=np.array([device for device, _ in copies], np.int64),
+        copy_group=np.array([p.group for _, p in copies], np.int64),
+        copy_lower=_corners([p.lower for _, p in copies], dims, 0),
+        copy_upper=_corners([p.upper for _, p in copies], dims, 1),
+    )
+
+
+def timed(drafts: Sequence[Draft], ports: Ports, topology: Topology) -> float:
+    """Work the messages off in order, blocking on their ports, and write down when each starts and ends.
+
+    A port carries one message at a time; a hop starts one chunk after the hop before it, and the slowest hop sets the
+    pace. Local links are ports of their device.
+
+    Returns:
+        Seconds until the last message has arrived.
+    """
+    clock = Clock(ports)
+    links: dict[tuple[int, int], float] = {}
+    host_of, hosts = topology.host_of, topology.hosts
+    for message in drafts:
+        begin, taus, booked = [0.0], [], []
+        chunks = -(-message.nbytes // message.chunk)
+        each = message.nbytes / chunks
+        for hop, (a, b, out, _) in enumerate(message.hops):
+            if out < 0:
+                rate, alpha = hosts[host_of[a]].local, topology.local_alpha
+                mine: tuple[int, ...] = ()
+            else:
+                mine, _ = ports.of((host_of[a], host_of[b]))
+                rate, alpha = min(ports.rate[p] for p in mine), topology.alpha
+            taus.append(alpha + each / rate)
+            booked.append((mine, a, b, hop))
+            begin.append(begin[-1] + taus[-1])
+        if message.star:
+            begin = [0.0] * len(begin)
+        start, ready = 0.0, 0.0
+        for mine, a, b, hop in booked:
+            ready = max((float(clock.first[p]) for p in mine), default=0.0)
+            if not mine:
+                ready = max(links.get((a, 0), 0.0), links.get((b, 1), 0.0))
+            start = max(start, ready - begin[hop])
+        pace, message.start = max(taus), start
+        message.end = start
+        for (mine, a, b, hop), tau in zip(booked, taus, strict=True):
+            first = start + begin[hop]
+            if message.star and mine:
+                first = max(first, *(float(clock.first[p]) for p in mine))
+            last = first + (chunks - 1) * pace + tau
+            clock.book(mine, [first] * len(mine), [last] * len(mine))
+            if not mine:
+                links[a, 0] = links[b, 1] = last
+            message.end = max(message.end, last)
+    return max((message.end for message in drafts), default=0.0)
+
+
+def _pointers(lengths: Sequence[int]) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(np.array(lengths, np.int64))]).astype(np.int64)
+
+
+def _corners(corners: Sequence[tuple[int, ...]], dims: int, fill: int) -> np.ndarray:
+    padded = [corner + (fill,) * (dims - len(corner)) for corner in corners]
+    return np.array(padded, np.int64).reshape(len(corners), dims)
