@@ -110,8 +110,16 @@ class Packer(ABC):
         """Copy and cast one view into another."""
 
     @abstractmethod
+    def fill(self, buffer: Any, data: bytes) -> None:
+        """Put bytes into a buffer of their length."""
+
+    @abstractmethod
+    def raw(self, buffer: Any) -> np.ndarray:
+        """The bytes of a buffer in the memory of the host; a view where they are there already."""
+
     def checksum(self, buffer: Any) -> int:
         """CRC-32 of the bytes of a buffer."""
+        return zlib.crc32(self.raw(buffer))
 
     def _view(self, piece: Piece, *, source: bool) -> Any:
         transfer = self.tensors[piece.tensor]
@@ -194,9 +202,13 @@ class NumpyPacker(Packer):
         with np.errstate(over="ignore", invalid="ignore"):
             np.copyto(target, source, casting="unsafe")
 
-    def checksum(self, buffer: np.ndarray) -> int:
-        """CRC-32 of the bytes."""
-        return zlib.crc32(buffer)
+    def fill(self, buffer: np.ndarray, data: bytes) -> None:
+        """Copy the bytes."""
+        buffer[:] = np.frombuffer(data, np.uint8)
+
+    def raw(self, buffer: np.ndarray) -> np.ndarray:
+        """The buffer itself."""
+        return buffer
 
 
 def check_cast(name: str, transfer: Transfer) -> None:
