@@ -216,48 +216,41 @@ def tabulate(drafts: Sequence[Draft], copies: Sequence[tuple[int, Portion]], dim
 def timed(drafts: Sequence[Draft], ports: Ports, topology: Topology) -> float:
     """Work the messages off in order, blocking on their ports, and write down when each starts and ends.
 
-    A port carries one message at a time; a hop starts one chunk after the hop before it, and the slowest hop sets the
-    pace. Local links are ports of their device.
+    A port carries one message at a time. A hop starts when its port is free and the first chunk has arrived, and ends
+    no earlier than one chunk after the hop before it. Local links are ports of their device.
 
     Returns:
         Seconds until the last message has arrived.
     """
     clock = Clock(ports)
     links: dict[tuple[int, int], float] = {}
+    routes: dict[tuple[int, int], tuple[tuple[int, ...], float]] = {}
     host_of, hosts = topology.host_of, topology.hosts
     for message in drafts:
-        begin, taus, booked = [0.0], [], []
         chunks = -(-message.nbytes // message.chunk)
         each = message.nbytes / chunks
-        for hop, (a, b, out, _) in enumerate(message.hops):
+        first = last = 0.0  # when the first and the last chunk have arrived where the next hop starts
+        message.start, message.end = float("inf"), 0.0
+        for a, b, out, _ in message.hops:
+            if message.star:
+                first = last = 0.0
             if out < 0:
-                rate, alpha = hosts[host_of[a]].local, topology.local_alpha
-                mine: tuple[int, ...] = ()
-            else:
-                mine, _ = ports.of((host_of[a], host_of[b]))
-                rate, alpha = min(ports.rate[p] for p in mine), topology.alpha
-            taus.append(alpha + each / rate)
-            booked.append((mine, a, b, hop))
-            begin.append(begin[-1] + taus[-1])
-        if message.star:
-            begin = [0.0] * len(begin)
-        start, ready = 0.0, 0.0
-        for mine, a, b, hop in booked:
-            ready = max((float(clock.first[p]) for p in mine), default=0.0)
-            if not mine:
-                ready = max(links.get((a, 0), 0.0), links.get((b, 1), 0.0))
-            start = max(start, ready - begin[hop])
-        pace, message.start = max(taus), start
-        message.end = start
-        for (mine, a, b, hop), tau in zip(booked, taus, strict=True):
-            first = start + begin[hop]
-            if message.star and mine:
-                first = max(first, *(float(clock.first[p]) for p in mine))
-            last = first + (chunks - 1) * pace + tau
-            clock.book(mine, [first] * len(mine), [last] * len(mine))
-            if not mine:
+                tau = topology.local_alpha + each / hosts[host_of[a]].local
+                begin = max(first, links.get((a, 0), 0.0), links.get((b, 1), 0.0))
+                last = max(begin + chunks * tau, last + tau)
                 links[a, 0] = links[b, 1] = last
-            message.end = max(message.end, last)
+            else:
+                key = host_of[a], host_of[b]
+                if key not in routes:
+                    mine, _ = ports.of(key)
+                    routes[key] = mine, min(ports.rate[p] for p in mine)
+                mine, rate = routes[key]
+                tau = topology.alpha + each / rate
+                begin = max(first, *(clock.first[p] for p in mine))
+                last = max(begin + chunks * tau, last + tau)
+                clock.book(mine, [begin] * len(mine), [last] * len(mine))
+            first = begin + tau
+            message.start, message.end = min(message.start, begin), max(message.end, last)
     return max((message.end for message in drafts), default=0.0)
 
 
