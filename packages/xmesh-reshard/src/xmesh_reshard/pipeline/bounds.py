@@ -101,7 +101,9 @@ class _Paths:
                 self.head[follower] = max(self.head[follower], self.head[step] + lag)
         self.length: dict[Instruction, float] = {}  # from the start of a pass to the end of all that follows
         for step in reversed(self.steps):
-            self.length[step] = max(self.block(step), *(lag + self.length[after] for after, lag in following[step]), 0.0)
+            self.length[step] = max(
+                self.block(step), *(lag + self.length[after] for after, lag in following[step]), 0.0
+            )
 
     def away(self, step: Instruction) -> list[Message]:
         """What a pass sends to other devices."""

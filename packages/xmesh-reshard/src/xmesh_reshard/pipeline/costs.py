@@ -12,7 +12,7 @@ from xmesh_reshard.pipeline.instructions import Instruction, Message, Op
 Seconds: TypeAlias = SupportsFloat | Sequence[SupportsFloat] | np.ndarray
 """One number for all, or one for each."""
 Transfers: TypeAlias = Seconds | Mapping[tuple[int, int], SupportsFloat]
-"""Seconds of every boundary (a number), of each boundary of the chain (a sequence), or by pair of stages (a mapping)."""
+"""Seconds of every boundary (a number), of each boundary of the chain (a sequence), or by pair of stages."""
 
 
 @final
@@ -59,7 +59,7 @@ def costs(
         comm: Seconds of a transfer: a number for all boundaries; a number for each boundary between neighbours; or a
             mapping. A mapping's key (i, j) with i < j is the activation from stage i to stage j, (j, i) its gradient,
             which takes as long as the activation unless it is given; neighbours that it does not name take no time.
-        tw: Seconds of `tb` that the weight gradient takes; half if not given. Only used where backward passes are split.
+        tw: Seconds of `tb` that the weight gradient takes where backward passes are split; half if not given.
         split: Whether they are.
 
     Raises:
@@ -79,9 +79,7 @@ def costs(
     return Costs(forward, backward, weight, _transfers(comm, stages))
 
 
-def unet_transfers(
-    stages: int, comm: SupportsFloat, skip: SupportsFloat | None = None
-) -> dict[tuple[int, int], float]:
+def unet_transfers(stages: int, comm: SupportsFloat, skip: SupportsFloat | None = None) -> dict[tuple[int, int], float]:
     """Transfers of a U-shaped model: the chain, and from every stage i of the first half one to stage p-1-i.
 
     Where the skip connection joins neighbours (in the middle of an even number of stages) both tensors go over one
@@ -128,12 +126,12 @@ def _transfers(comm: Transfers, stages: int) -> dict[tuple[int, int], float]:
 
 
 def _each(name: str, values: Seconds, count: int) -> tuple[float, ...]:
-    if np.ndim(values) == 0:  # pyrefly: ignore
-        return (_seconds(name, values),) * count  # pyrefly: ignore
-    found = tuple(_seconds(f"{name}[{i}]", value) for i, value in enumerate(values))  # pyrefly: ignore
-    if len(found) != count:
-        raise ValueError(f"{name} must be one number or {count} of them, got {len(found)}")
-    return found
+    given = values.tolist() if isinstance(values, np.ndarray) else values
+    if not isinstance(given, Sequence):
+        return (_seconds(name, given),) * count
+    if len(given) != count:
+        raise ValueError(f"{name} must be one number or {count} of them, got {len(given)}")
+    return tuple(_seconds(f"{name}[{i}]", value) for i, value in enumerate(given))
 
 
 def _seconds(name: str, value: SupportsFloat) -> float:

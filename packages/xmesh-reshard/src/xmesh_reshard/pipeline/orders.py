@@ -1,10 +1,10 @@
 """In which order each device runs its instructions: the rules of the known schedules.
 
-Every rule has the same three phases: forward passes until the first backward pass has arrived, then backward and forward
-passes in turn, then the backward passes that are left.
+Every rule has the same three phases: forward passes until the first backward pass has arrived, then backward and
+forward passes in turn, then the backward passes that are left.
 
 Reference:
-    Huang et al. 2019, GPipe, arXiv:1811.06965; Narayanan et al. 2021, Megatron-LM, arXiv:2104.04473 (1F1B, interleaved);
+    Huang et al. 2019, GPipe, arXiv:1811.06965; Narayanan et al. 2021, arXiv:2104.04473 (1F1B, interleaved);
     Zhuang et al. 2023, arXiv:2211.05322, Section 4 (eager-1F1B, weight delaying); Qi et al. 2024, Zero Bubble Pipeline
     Parallelism, arXiv:2401.10241.
 """
@@ -29,7 +29,7 @@ def gpipe(stages: int, microbatches: int) -> tuple[Order, ...]:
 def one_f_one_b(
     stages: int, microbatches: int, *, eager: bool = False, max_inflight: int | None = None
 ) -> tuple[Order, ...]:
-    """One forward and one backward pass in turn, after as many forward passes as the distance to the last stage asks for.
+    """One backward and one forward pass in turn, after as many forward passes as there are stages to go.
 
     Stage i of p runs w_i = p - i forward passes before its first backward pass, or 2(p - i) - 1 if eager: two for every
     stage after it, so that a transfer each way fits between neighbours without a wait.
@@ -75,8 +75,8 @@ def interleaved(stages: int, microbatches: int, chunks: int) -> tuple[Order, ...
     """Megatron's interleaved 1F1B: device d holds the stages d, d + p, d + 2p, ... of a model of p v stages.
 
     The microbatches form ⌊m/p⌋ groups (one if m < p) whose sizes differ by at most one. A device takes a group through
-    its first chunk, then through the next; backward passes take the chunks the other way round. It runs
-    2(p - 1 - d) + (v - 1) N + 1 forward passes before its first backward pass, where N is the size of the largest group.
+    its first chunk, then through the next; backward passes take the chunks the other way round. With N the size of the
+    largest group, it runs 2(p - 1 - d) + (v - 1) N + 1 forward passes before its first backward pass.
     Megatron's own order is the case of m = multiple of p, N = p; with one chunk the order is that of eager-1F1B.
 
     Args:

@@ -125,7 +125,9 @@ class Schedule:
         if overlap and rendezvous:
             raise ValueError("rendezvous is a way of blocking; give overlap=False with it")
         if shared_port and not overlap:
-            raise ValueError("shared_port is about overlapped transfers; a device that blocks sends one at a time anyway")
+            raise ValueError(
+                "shared_port is about overlapped transfers; a device that blocks sends one at a time anyway"
+            )
         split = self.split_backward
         table = costs(self.stages, tf, tb, comm, tw=tw, split=split)
         found = simulate(

@@ -101,7 +101,7 @@ class Timeline:
 
     @property
     def gap(self) -> float | None:
-        """makespan / lower bound - 1; zero proves that no schedule is shorter. None without a bound."""
+        """Makespan / lower bound - 1; zero proves that no schedule is shorter. None without a bound."""
         if self.lower_bound is None:
             return None
         if self.lower_bound == 0:
