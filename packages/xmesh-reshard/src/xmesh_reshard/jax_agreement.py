@@ -41,6 +41,8 @@ def agree(fingerprint: str, processes: Sequence[int], *, timeout: float) -> None
         try:
             found[process] = client.blocking_key_value_get(f"{stem}/{process}", int(timeout * 1000))
         except jax.errors.JaxRuntimeError as error:
+            client.key_value_delete(f"{stem}/{me}")  # so that who comes later waits for this process's next try
+            _calls[group] = number
             raise PeerLostError(
                 f"process {process} has not come with a plan within {timeout} s: every process that holds a device of"
                 " the source or target shardings must make the same calls with the same arguments"

@@ -66,9 +66,7 @@ def read(
 
 
 @partial(jax.jit, static_argnames=("shape", "wire", "dtype"))
-def read_whole(
-    buffer: UInt[Array, "w"], place: Any, shape: Size, wire: str, dtype: str
-) -> Shaped[Array, "..."]:
+def read_whole(buffer: UInt[Array, "w"], place: Any, shape: Size, wire: str, dtype: str) -> Shaped[Array, "..."]:
     """A part that lies in a buffer in one piece."""
     return _at(buffer, place, shape, wire).astype(dtype_of(dtype))
 
@@ -111,7 +109,7 @@ def to_words(array: Shaped[Array, "..."], word: Any) -> UInt[Array, "w"]:
 def from_words(words: UInt[Array, "w"], dtype: str) -> Shaped[Array, "n"]:
     """The flat array whose bits :func:`to_words` gave."""
     wanted = dtype_of(dtype)
-    if wanted == bool:
+    if wanted.kind == "b":
         return words.astype(bool)
     if wanted.kind == "c":
         half = from_words(words, f"float{wanted.itemsize * 4}").reshape(-1, 2)

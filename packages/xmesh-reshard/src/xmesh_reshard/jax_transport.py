@@ -14,7 +14,7 @@ from xmesh_reshard.jax_exchange import Exchange, Parts, blank, corners, lengths
 from xmesh_reshard.jax_packing import move
 from xmesh_reshard.layout import Layout
 from xmesh_reshard.plans import Piece, Plan, Transfer
-from xmesh_reshard.rounds import batches
+from xmesh_reshard.jax_rounds import batches
 from xmesh_reshard.transports.errors import PartError
 from xmesh_reshard.transports.packing import check_cast
 
@@ -55,7 +55,7 @@ class JaxTransport:
         *,
         buffer: str | SupportsFloat = "1GiB",
         most_rounds: int = 256,
-        timeout: SupportsFloat = 60.0,
+        timeout: SupportsFloat = 300.0,
         keep: int = 32,
     ) -> None:
         self.buffer = quantities.size(buffer)
@@ -66,7 +66,7 @@ class JaxTransport:
             raise ValueError(f"buffer is from one byte to 2GiB; got {buffer!r}")
         if most_rounds < 1 or keep < 1:
             raise ValueError(f"most_rounds and keep are at least 1; got {most_rounds} and {keep}")
-        self._ready: OrderedDict[Any, _Prepared] = OrderedDict()
+        self._ready: OrderedDict[Any, Prepared] = OrderedDict()
 
     def execute(
         self,
@@ -179,9 +179,7 @@ class Prepared:
         """The new array of this process's parts; empty parts that nobody sends are made here."""
         target = self._tensors[name].target
         parts = [
-            in_memory(
-                new[name, d] if (name, d) in new else blank(target, d, device), device, sharding.memory_kind
-            )
+            in_memory(new[name, d] if (name, d) in new else blank(target, d, device), device, sharding.memory_kind)
             for d, device in self._devices.items()
             if d in target.position
         ]
