@@ -5,6 +5,7 @@ from typing import Any, final
 import numpy as np
 import torch
 
+from xmesh_reshard.layout import dtype_of
 from xmesh_reshard.transports.errors import PartError
 from xmesh_reshard.transports.packing import Packer
 
@@ -94,3 +95,15 @@ def _local(part: Any) -> torch.Tensor:
     if not isinstance(found, torch.Tensor):
         raise PartError(f"parts are tensors; got {type(part).__name__}")
     return found
+
+
+def to_torch(array: np.ndarray) -> torch.Tensor:
+    """A tensor of the same type and values, in memory of its own."""
+    own = np.ascontiguousarray(array).reshape(array.shape).copy()
+    return torch.from_numpy(own.reshape(-1).view(np.uint8)).view(torch_dtype(array.dtype.name)).reshape(array.shape)
+
+
+def to_numpy(tensor: torch.Tensor) -> np.ndarray:
+    """An array of the same type and values; types that NumPy lacks are those of ml_dtypes."""
+    plain = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return plain.view(dtype_of(tensor.dtype)).reshape(tuple(tensor.shape))
