@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable, Sequence
 from time import perf_counter
-from typing import Any, Protocol, final
+from typing import Any, Protocol, final, runtime_checkable
 
 from xmesh_reshard.pipeline.costs import Costs
 from xmesh_reshard.pipeline.instructions import Message
@@ -14,6 +14,7 @@ class StoppedError(RuntimeError):
     """A device was stopped because another one failed or the run was interrupted."""
 
 
+@runtime_checkable
 class Channel(Protocol):
     """What `run_device` needs of a transport; one value may serve one device or several."""
 

@@ -5,14 +5,15 @@ Needs the extra `xmesh-reshard[plot]`.
 
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, SupportsFloat
 
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from common_core.plotting import COLORS, new_figure, svg
 from xmesh_reshard.pipeline.instructions import Op
-from xmesh_reshard.pipeline.timeline import Timeline, Transfer
+from xmesh_reshard.pipeline.timeline import Span, Timeline, Transfer
 
 BLUE, ORANGE, TEAL, VIOLET, BROWN, TAUPE = COLORS
 PASSES = {Op.F: BLUE, Op.B: ORANGE, Op.W: TEAL}
@@ -22,8 +23,10 @@ _GAP = 0.28
 _POINTS = 6.5  # size of the numbers
 
 
-def gantt_figure(timeline: Timeline, *, title: str = "", width: float = 9.0) -> Figure:
+def gantt_figure(timeline: Timeline, *, title: str = "", width: SupportsFloat = 9.0) -> Figure:
     """A row for each device with its passes and their microbatches, and thin rows below for the links it sends over.
+
+    Where a device holds several stages, the later ones are darker.
 
     Args:
         timeline: Simulated or measured.
@@ -39,22 +42,10 @@ def gantt_figure(timeline: Timeline, *, title: str = "", width: float = 9.0) -> 
     end = max(chain((s[-1].end for s in timeline.devices if s), (t.end for t in timeline.transfers)))
     unit, factor = ("s", 1.0) if end >= 1 else ("ms", 1e-3) if end >= 1e-3 else ("µs", 1e-6)
     tops, ticks, depth = _rows(len(timeline.devices), links)
-    figure, axes = new_figure(width, 1.0 + 0.3 * depth)
-    per_second = 72 * (width - 1.0) / (end or 1.0)  # points of paper, about
+    figure, axes = new_figure(float(width), 1.0 + 0.3 * depth)
+    per_second = 72 * (float(width) - 1.0) / (end or 1.0)  # points of paper, about
     for d, spans in enumerate(timeline.devices):
-        several = sorted({span.instruction.stage for span in spans})
-        for op, color in PASSES.items():
-            mine = [s for s in spans if s.instruction.op is op]
-            bars = [(s.start / factor, (s.end - s.start) / factor) for s in mine]
-            axes.broken_barh(bars, (tops[d], 1.0), facecolors=color, edgecolors="white", linewidth=0.4)
-        for span in spans:
-            text = str(span.instruction.microbatch)
-            if len(several) > 1:
-                text += f".{several.index(span.instruction.stage)}"
-            if (span.end - span.start) * per_second > _POINTS * (0.3 + 0.62 * len(text)):
-                middle = (span.start + span.end) / 2 / factor
-                style = {"color": "white", "fontsize": _POINTS, "ha": "center", "va": "center", "clip_on": True}
-                axes.text(middle, tops[d] + 0.53, text, **style)
+        _draw_passes(axes, spans, tops[d], factor, per_second)
     _draw_links(axes, timeline.transfers, tops, factor)
     axes.set(yticks=[y for y, _ in ticks], yticklabels=[name for _, name in ticks], xlabel=f"time ({unit})")
     for (_, name), label in zip(ticks, axes.get_yticklabels(), strict=True):
@@ -66,7 +57,7 @@ def gantt_figure(timeline: Timeline, *, title: str = "", width: float = 9.0) -> 
     axes.legend(
         handles=_legend(timeline),
         loc="upper center",
-        bbox_to_anchor=(0.5, -0.62 / (0.3 * depth)),
+        bbox_to_anchor=(0.5, -0.5 / (0.3 * depth)),
         ncols=5,
         fontsize=8,
         frameon=False,
@@ -74,7 +65,7 @@ def gantt_figure(timeline: Timeline, *, title: str = "", width: float = 9.0) -> 
     return figure
 
 
-def gantt_svg(timeline: Timeline, *, title: str = "", width: float = 9.0) -> str:
+def gantt_svg(timeline: Timeline, *, title: str = "", width: SupportsFloat = 9.0) -> str:
     """`gantt_figure` as an SVG element for light and dark pages; equal timelines give equal bytes.
 
     Args:
@@ -111,6 +102,28 @@ def _rows(
                 y += _LANE
         y += _GAP
     return tops, ticks, y
+
+
+def _draw_passes(axes: Any, spans: Sequence[Span], top: float, factor: float, per_second: float) -> None:
+    """Bars of a device, darker for its later chunks, with the numbers of microbatches where they fit."""
+    stages = sorted({span.instruction.stage for span in spans})
+    for op, color in PASSES.items():
+        for chunk, stage in enumerate(stages):
+            mine = [s for s in spans if s.instruction.op is op and s.instruction.stage == stage]
+            bars = [(s.start / factor, (s.end - s.start) / factor) for s in mine]
+            shade = _darker(color, 0.4 * chunk / max(1, len(stages) - 1))
+            axes.broken_barh(bars, (top, 1.0), facecolors=shade, edgecolors="white", linewidth=0.4)
+    for span in spans:
+        text = str(span.instruction.microbatch)
+        if (span.end - span.start) * per_second > _POINTS * (0.3 + 0.62 * len(text)):
+            middle = (span.start + span.end) / 2 / factor
+            style = {"color": "white", "fontsize": _POINTS, "ha": "center", "va": "center", "clip_on": True}
+            axes.text(middle, top + 0.53, text, **style)
+
+
+def _darker(color: str, share: float) -> tuple[float, ...]:
+    """A colour mixed with a share of black."""
+    return tuple((1 - share) * part for part in to_rgb(color))
 
 
 def _draw_links(

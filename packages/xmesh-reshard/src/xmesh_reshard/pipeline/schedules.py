@@ -198,7 +198,7 @@ class Schedule:
 
 
 def schedule(
-    kind: Kind,
+    kind: Kind | str,
     stages: int,
     microbatches: int,
     *,

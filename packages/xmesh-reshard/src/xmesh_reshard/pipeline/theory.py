@@ -19,26 +19,29 @@ circle on stage i alone: (d + 1)(T - w) + w + 2 d c, so 1F1B loses nothing up to
 """
 
 from math import ceil
+from typing import TypeAlias
+
+Number: TypeAlias = float | int
 
 
-def ideal(p: int, m: int, tf: float, tb: float) -> float:
+def ideal(p: int, m: int, tf: Number, tb: Number) -> Number:
     """(m + p - 1)(tf + tb): gpipe, 1f1b and eager-1f1b without communication."""
     return (m + p - 1) * (tf + tb)
 
 
-def gpipe_overlap(p: int, m: int, tf: float, tb: float, c: float) -> float:
+def gpipe_overlap(p: int, m: int, tf: Number, tb: Number, c: Number) -> Number:
     """GPipe, overlapped: two waves over p stages; the slower of pass and link sets the pace. Any c."""
     forward = p * tf + (p - 1) * c + (m - 1) * (max(tf, c) if p > 1 else tf)
     backward = p * tb + (p - 1) * c + (m - 1) * (max(tb, c) if p > 1 else tb)
     return forward + backward
 
 
-def gpipe_blocking(p: int, m: int, tf: float, tb: float, c: float) -> float:
+def gpipe_blocking(p: int, m: int, tf: Number, tb: Number, c: Number) -> Number:
     """GPipe, blocking: every device but a wave's last sends after each pass. Any c."""
     return ideal(p, m, tf, tb) + (2 * (m + p - 2) * c if p > 1 else 0)
 
 
-def one_f_one_b_overlap(p: int, m: int, tf: float, tb: float, c: float) -> float:
+def one_f_one_b_overlap(p: int, m: int, tf: Number, tb: Number, c: Number) -> Number:
     r"""1F1B, overlapped. Any c.
 
     $$ (m + p - 1)\,T + 2 c\,(m + p - 2 - \lceil (m - 1) / p \rceil) + \max(0, c - T)\,[m \ge 2, m \equiv 2 \bmod p] $$
@@ -53,14 +56,14 @@ def one_f_one_b_overlap(p: int, m: int, tf: float, tb: float, c: float) -> float
     return ideal(p, m, tf, tb) + 2 * c * trips + slow
 
 
-def one_f_one_b_blocking(p: int, m: int, tf: float, tb: float, c: float) -> float:
+def one_f_one_b_blocking(p: int, m: int, tf: Number, tb: Number, c: Number) -> Number:
     """1F1B, blocking: a stage between two others stands still for 2 c a microbatch, of two stages each for c. Any c."""
     if p == 1 or m == 1:
         return ideal(p, m, tf, tb) + 2 * (p - 1) * c
     return ideal(p, m, tf, tb) + ((m + 1) * c if p == 2 else (2 * m + 2 * p - 5) * c)
 
 
-def eager_overlap(p: int, m: int, tf: float, tb: float, c: float) -> float:
+def eager_overlap(p: int, m: int, tf: Number, tb: Number, c: Number) -> Number:
     r"""Eager-1F1B, overlapped, for c <= 2 T.
 
     $$ (m + p - 1)\,T + 2 (p - 1)\,c \quad\text{for } c \le T / 2, $$
@@ -86,7 +89,7 @@ def eager_overlap(p: int, m: int, tf: float, tb: float, c: float) -> float:
     return ideal(p, m, tf, tb) + 2 * (p - 1) * c + late
 
 
-def weight_delayed_overlap(p: int, m: int, tf: float, tb: float, tw: float, c: float) -> float:
+def weight_delayed_overlap(p: int, m: int, tf: Number, tb: Number, tw: Number, c: Number) -> Number:
     r"""1F1B, eager-1F1B and GPipe with weight delaying, overlapped, where communication costs least.
 
     $$ m\,T + (p - 1)(T - tw + 2 c) $$
@@ -105,7 +108,7 @@ def weight_delayed_overlap(p: int, m: int, tf: float, tb: float, tw: float, c: f
     return m * (tf + tb) + (p - 1) * (tf + tb - tw + 2 * c)
 
 
-def zero_bubble(p: int, m: int, tf: float, tb: float, tw: float, *, twice: bool = False) -> float:
+def zero_bubble(p: int, m: int, tf: Number, tb: Number, tw: Number, *, twice: bool = False) -> Number:
     r"""Zero-bubble schedules without communication: ZB-H1 for m >= p, ZB-H2 (`twice`) for m >= 2 p - 1.
 
     With b = tb - tw and u = min(tf, b, tw)
@@ -123,7 +126,7 @@ def zero_bubble(p: int, m: int, tf: float, tb: float, tw: float, *, twice: bool 
     return m * (tf + tb) + (p - 1) * (max(tf, tf + b - 2 * u) if twice else tf + b - u)
 
 
-def interleaved(p: int, m: int, v: int, tf: float, tb: float) -> float:
+def interleaved(p: int, m: int, v: int, tf: Number, tb: Number) -> Number:
     r"""Interleaved 1F1B without communication; tf and tb are the seconds of one of the p v stages.
 
     $$ m v\,T + (p - 1)\,T \;\text{ for } m \ge p, \qquad (p v + m - 1)\,T \;\text{ for } m < p $$

@@ -13,10 +13,10 @@ Mode = Literal["overlap", "port", "blocking", "rendezvous"]
 def longest_path(
     orders: Sequence[Sequence[Step]],
     placement: Sequence[int],
-    seconds: Mapping[str, Sequence[float]],
-    transfers: Mapping[tuple[int, int], float],
+    seconds: Mapping[str, Sequence[float | int]],
+    transfers: Mapping[tuple[int, int], float | int],
     mode: Mode = "overlap",
-) -> float:
+) -> float | int:
     """The makespan of devices that run lists in order: the longest path through passes and transfers.
 
     Who comes after whom is settled beforehand in every mode, because a device issues its messages in the order of its
@@ -33,7 +33,7 @@ def longest_path(
         Seconds; infinite if there is a circle.
     """
     after: dict[object, set[object]] = defaultdict(set)
-    takes: dict[object, float] = {}
+    takes: dict[object, float | int] = {}
     lanes: dict[object, list[object]] = defaultdict(list)  # what runs one after the other
     for device, order in enumerate(orders):
         for op, stage, k in order:
@@ -66,11 +66,11 @@ def longest_path(
 def exhaustive_optimum(
     stages: int,
     microbatches: int,
-    seconds: Mapping[str, Sequence[float]],
-    transfers: Mapping[tuple[int, int], float],
+    seconds: Mapping[str, Sequence[float | int]],
+    transfers: Mapping[tuple[int, int], float | int],
     *,
     split: bool = False,
-) -> float:
+) -> float | int:
     """The shortest makespan over all orders of all devices, one stage a device, overlapped; for a handful of passes.
 
     Microbatches are alike, so only the first stage's forward passes are taken in ascending order; everything else is
@@ -90,7 +90,7 @@ def _orders(stage: int, microbatches: int, split: bool) -> Iterator[tuple[Step, 
             yield order
 
 
-def _longest(takes: Mapping[object, float], after: Mapping[object, set[object]]) -> float:
+def _longest(takes: Mapping[object, float | int], after: Mapping[object, set[object]]) -> float | int:
     """The longest path by taking off, again and again, what nothing is before."""
     before = dict.fromkeys(takes, 0)
     for one in takes:

@@ -111,7 +111,7 @@ class Timeline:
     @property
     def busy(self) -> tuple[float, ...]:
         """Seconds that each device computes."""
-        return tuple(sum(span.end - span.start for span in spans) for spans in self.devices)
+        return tuple(sum((span.end - span.start for span in spans), 0.0) for spans in self.devices)
 
     @property
     def bubble_fraction(self) -> float:
