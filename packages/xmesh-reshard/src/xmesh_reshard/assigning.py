@@ -9,6 +9,7 @@ is below the makespan of every plan (x counts how often host h sends part u; a r
 Racks and the core are bounded by what must cross them. The paper's bound is the case of equal hosts that do not relay.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
@@ -44,12 +45,14 @@ class Assignment:
 
     Attributes:
         shares: For each demand, the part that each of its holders sends first; sums to 1.
+        relays: For each demand, how often each of its receivers passes it on; 1 where it does not matter.
         seconds: The bound, seconds.
         cause: The port that gives the bound, in words.
         load: Bytes that each host sends in the bound's solution, relays included.
     """
 
     shares: tuple[tuple[float, ...], ...]
+    relays: tuple[tuple[float, ...], ...]
     seconds: float
     cause: str
     load: Float[np.ndarray, "hosts"]
@@ -75,15 +78,16 @@ def assign(demands: Sequence[Demand], topology: Topology, tiny: float = 1e-3) ->
         for d in demands:
             load[d.holders[0]] += d.nbytes
         shares: list[tuple[float, ...]] = [(1.0,)] * len(demands)
+        relays = [(1.0,) * len(d.receivers) for d in demands]
         worst = max(range(len(load)), key=lambda h: load[h] / topology.hosts[h].up, default=0)
         leaving = float(load[worst] / topology.hosts[worst].up)
     else:
-        leaving, shares, load = _program(demands, topology, bound)
+        leaving, shares, relays, load = _program(demands, topology, bound)
         worst = int(np.argmax(load / np.array([host.up for host in topology.hosts])))
         shares = [_rounded(row, tiny) for row in shares]
     if leaving > bound * (1 + 1e-9):
         bound, cause = leaving, f"bytes that must leave host {topology.hosts[worst].name}"
-    return Assignment(tuple(shares), bound, cause, load)
+    return Assignment(tuple(shares), tuple(relays), bound, cause, load)
 
 
 def _relays(demands: Sequence[Demand]) -> bool:
@@ -123,7 +127,7 @@ def _entering(demands: Sequence[Demand], topology: Topology) -> tuple[float, str
 
 def _program(
     demands: Sequence[Demand], topology: Topology, least: float
-) -> tuple[float, list[tuple[float, ...]], np.ndarray]:
+) -> tuple[float, list[tuple[float, ...]], list[tuple[float, ...]], np.ndarray]:
     """Solve the linear program; the variables are x and, last, T."""
     relays = _relays(demands)
     own = [len(d.holders) for d in demands]
@@ -165,7 +169,14 @@ def _program(
     load = np.zeros(len(up))
     np.add.at(load, flat, x[:n] * sizes[of] * scale)
     shares = [tuple(x[s : s + own[k]].tolist()) for k, s in enumerate(starts[:-1].tolist())]
-    return float(x[n] * unit), shares, load
+    seconds = float(x[n] * unit)
+    idle = load < 0.95 * seconds * up  # they may pass on what they like
+    x = np.where(np.append(idle[flat], False), np.maximum(x, 1.0), x)
+    passed = [
+        tuple(x[s + own[k] : e].tolist()) or (1.0,) * len(demands[k].receivers)
+        for k, (s, e) in enumerate(itertools.pairwise(starts.tolist()))
+    ]
+    return seconds, shares, passed, load
 
 
 def _rounded(row: Sequence[float], tiny: float) -> tuple[float, ...]:

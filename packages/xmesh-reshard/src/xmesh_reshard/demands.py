@@ -20,12 +20,12 @@ class Demands:
 
     Attributes:
         remote: For each pair of hosts that hold and hosts that need: portions by the devices on both sides.
-        local: For each host, portions by devices that hold and devices that need, all on that host.
+        local: The same for each host and what moves inside it, where devices stand for hosts.
         copies: Device and portion of what a device holds already.
     """
 
     remote: dict[Route, dict[Route, list[Portion]]] = field(default_factory=dict)
-    local: dict[int, dict[Route, list[Portion]]] = field(default_factory=dict)
+    local: dict[int, dict[Route, dict[Route, list[Portion]]]] = field(default_factory=dict)
     copies: list[tuple[int, Portion]] = field(default_factory=list)
 
 
@@ -65,7 +65,7 @@ def demands_of(groups: Sequence[Group], topology: Topology) -> Demands:
             portion = Portion(number, 0, n, tuple(low), tuple(high), nbytes)
             demands.copies.extend((device, portion) for device in split.copies)
             for host, inside in split.local:
-                demands.local.setdefault(host, {}).setdefault(inside, []).append(portion)
+                demands.local.setdefault(host, {}).setdefault(inside, {}).setdefault(inside, []).append(portion)
             if split.remote is not None:
                 hosts, devices = split.remote
                 demands.remote.setdefault(hosts, {}).setdefault(devices, []).append(portion)

@@ -8,11 +8,14 @@ from typing import final
 
 import numpy as np
 
+from xmesh_reshard.chains import best_chunks, chain_seconds, star_seconds
 from xmesh_reshard.demands import Route
-from xmesh_reshard.ordering import Clock, Job, Ports, Slot
+from xmesh_reshard.ordering import Job, Ports, Slot
 from xmesh_reshard.plans import Tables
 from xmesh_reshard.portions import Portion, cut
 from xmesh_reshard.topology import Topology
+
+Crossing = tuple[tuple[int, ...], tuple[int, ...]]  # ports of a leg between hosts, and the lane of each
 
 
 @final
@@ -24,6 +27,7 @@ class Draft:
         hops: (sender, receiver, card out, card in) of each leg; cards are -1 inside a host.
         pieces: What is sent.
         nbytes: Bytes of the pieces.
+        route: Ports and lanes of each leg between hosts.
         chunk: Bytes of a chunk.
         star: Whether the sender sends to each receiver itself.
         start: Seconds.
@@ -33,6 +37,7 @@ class Draft:
     hops: list[tuple[int, int, int, int]]
     pieces: list[Portion]
     nbytes: int
+    route: list[Crossing]
     chunk: int = 1
     star: bool = False
     start: float = 0.0
@@ -111,6 +116,7 @@ def draft(
     jobs: Sequence[Job],
     slots: Sequence[Slot],
     supplies: Sequence[Supply],
+    chunks: Sequence[int],
     ports: Ports,
     topology: Topology,
     largest: int,
@@ -122,6 +128,7 @@ def draft(
         jobs: The jobs.
         slots: The schedule, by start time.
         supplies: What each job sends.
+        chunks: Bytes of a chunk of each job.
         ports: The ports, to name the cards.
         topology: The network.
         largest: Most bytes of a message.
@@ -139,13 +146,17 @@ def draft(
             wanted = slot.nbytes + owed[slot.job]
             content = supply.take(wanted, slack)
             owed[slot.job] = wanted - sum(p.nbytes for _, portions in content for p in portions)
-        cards = _cards(ports, job, slot)
+        route = _route(ports, job, slot)
+        cards = [(ports.card[p[0]][lane[0]], ports.card[p[1]][lane[1]]) for p, lane in route]
+        start = slot.start
         for (holders, needers), portions in content:
             for bundle in bundles(portions, largest):
                 nbytes = sum(p.nbytes for p in bundle)
                 sender = senders.choose(holders, job.hosts[0], nbytes)
                 devices = chain_devices(sender, needers, job.hosts[1:], topology)
-                drafts.append(Draft(_legs(devices, cards, topology), bundle, nbytes))
+                chunk = min(nbytes, chunks[slot.job])
+                drafts.append(Draft(_legs(devices, cards, topology), bundle, nbytes, route, chunk, start=start))
+                start += slot.busy * nbytes / slot.nbytes
     return drafts
 
 
@@ -163,15 +174,16 @@ def bundles(portions: Sequence[Portion], largest: int) -> list[list[Portion]]:
     return found
 
 
-def _cards(ports: Ports, job: Job, slot: Slot) -> list[tuple[int, int]]:
-    """Card out of and into the hosts of each hop."""
-    route, hops = ports.of(job.hosts)
-    found: list[tuple[int, int]] = []
-    for hop in range(len(job.hosts) - 1):
-        at = hops.index(hop)
-        cards = tuple(ports.card[route[at + side]][slot.lanes[at + side]] for side in (0, 1))
-        found.append((cards[0], cards[1]))
-    return found
+def _route(ports: Ports, job: Job, slot: Slot) -> list[Crossing]:
+    """Ports and lanes of each hop."""
+    found, hops = ports.of(job.hosts)
+    return [
+        (
+            tuple(port for port, at in zip(found, hops, strict=True) if at == hop),
+            tuple(lane for lane, at in zip(slot.lanes, hops, strict=True) if at == hop),
+        )
+        for hop in range(len(job.hosts) - 1)
+    ]
 
 
 def _legs(
@@ -182,6 +194,38 @@ def _legs(
         out, into = next(crossing) if host_of[a] != host_of[b] else (-1, -1)
         legs.append((a, b, out, into))
     return legs
+
+
+def settle(drafts: Sequence[Draft], ports: Ports, topology: Topology, smallest: int) -> None:
+    """Smaller chunks where links inside hosts take part, and the method of each message, from the cost model.
+
+    Args:
+        drafts: The messages; changed in place.
+        ports: The ports between hosts.
+        topology: The network.
+        smallest: Fewest bytes of a chunk.
+    """
+    host_of, hosts = topology.host_of, topology.hosts
+    for message in drafts:
+        crossing = sum(out >= 0 for _, _, out, _ in message.hops)
+        if not crossing or len(message.hops) == 1:
+            continue
+        alphas = [topology.local_alpha if out < 0 else topology.alpha for _, _, out, _ in message.hops]
+        rates = [hosts[host_of[a]].local if out < 0 else ports.base for a, _, out, _ in message.hops]
+        if crossing < len(message.hops):
+            count = best_chunks(message.nbytes, alphas, rates, smallest)
+            message.chunk = max(1, min(message.chunk, -(-message.nbytes // count)))
+        elif message.chunk >= message.nbytes:
+            sender, lanes = message.hops[0][0], ports.lanes[host_of[message.hops[0][0]]]
+            star = star_seconds(message.nbytes, len(message.hops), topology.alpha, ports.base, lanes)
+            if star < 0.99 * chain_seconds(message.nbytes, 1, alphas, rates):
+                message.star = True
+                found = [ports.of((host_of[sender], host_of[b]))[0] for _, b, _, _ in message.hops]
+                message.route = [(mine, (k % lanes, *(0 for _ in mine[1:]))) for k, mine in enumerate(found)]
+                message.hops = [
+                    (sender, b, ports.card[mine[0]][k % lanes], ports.card[mine[1]][0])
+                    for k, ((_, b, _, _), mine) in enumerate(zip(message.hops, found, strict=True))
+                ]
 
 
 def tabulate(drafts: Sequence[Draft], copies: Sequence[tuple[int, Portion]], dims: int) -> Tables:
@@ -222,33 +266,29 @@ def timed(drafts: Sequence[Draft], ports: Ports, topology: Topology) -> float:
     Returns:
         Seconds until the last message has arrived.
     """
-    clock = Clock(ports)
+    free: dict[tuple[int, int], float] = {}
     links: dict[tuple[int, int], float] = {}
-    routes: dict[tuple[int, int], tuple[tuple[int, ...], float]] = {}
     host_of, hosts = topology.host_of, topology.hosts
     for message in drafts:
         chunks = -(-message.nbytes // message.chunk)
         each = message.nbytes / chunks
         first = last = 0.0  # when the first and the last chunk have arrived where the next hop starts
         message.start, message.end = float("inf"), 0.0
+        crossings = iter(message.route)
         for a, b, out, _ in message.hops:
             if message.star:
                 first = last = 0.0
             if out < 0:
-                tau = topology.local_alpha + each / hosts[host_of[a]].local
-                begin = max(first, links.get((a, 0), 0.0), links.get((b, 1), 0.0))
-                last = max(begin + chunks * tau, last + tau)
-                links[a, 0] = links[b, 1] = last
+                table, rate, alpha = links, hosts[host_of[a]].local, topology.local_alpha
+                keys = [(a, 0), (b, 1)]
             else:
-                key = host_of[a], host_of[b]
-                if key not in routes:
-                    mine, _ = ports.of(key)
-                    routes[key] = mine, min(ports.rate[p] for p in mine)
-                mine, rate = routes[key]
-                tau = topology.alpha + each / rate
-                begin = max(first, *(clock.first[p] for p in mine))
-                last = max(begin + chunks * tau, last + tau)
-                clock.book(mine, [begin] * len(mine), [last] * len(mine))
+                mine, lanes = next(crossings)
+                table, rate, alpha = free, min(ports.rate[p] for p in mine), topology.alpha
+                keys = list(zip(mine, lanes, strict=True))
+            tau = alpha + each / rate
+            begin = max(first, *(table.get(key, 0.0) for key in keys))
+            last = max(begin + chunks * tau, last + tau)
+            table.update(dict.fromkeys(keys, last))
             first = begin + tau
             message.start, message.end = min(message.start, begin), max(message.end, last)
     return max((message.end for message in drafts), default=0.0)

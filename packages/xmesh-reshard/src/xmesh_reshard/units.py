@@ -87,7 +87,7 @@ def _tiles(layout: Layout) -> _Tiles:
     full = (layout.upper > layout.lower).all(axis=1)
     table = np.hstack([layout.lower[full], layout.upper[full]])
     if d == 0:
-        return _Tiles(table, table, (tuple(layout.devices.tolist()),))
+        return _Tiles(table[:1], table[:1], (tuple(layout.devices.tolist()),))
     boxes, inverse = np.unique(table, axis=0, return_inverse=True)
     devices, inverse = layout.devices[full], inverse.reshape(-1)
     order = np.argsort(inverse, kind="stable")

@@ -1,0 +1,195 @@
+"""One level of the network: from what hosts need of one another to messages in an order."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import final
+
+from xmesh_reshard.assigning import Assignment, Demand, assign
+from xmesh_reshard.chains import best_chunks
+from xmesh_reshard.demands import Route
+from xmesh_reshard.emitting import Draft, Supply, draft
+from xmesh_reshard.ordering import Job, Ports, Slot, order
+from xmesh_reshard.portions import Portion, cut
+from xmesh_reshard.topology import Topology
+
+
+@final
+@dataclass(frozen=True)
+class Options:
+    """What the planner may do.
+
+    Attributes:
+        largest: Most bytes of a message.
+        smallest: Fewest bytes of a chunk.
+        split: Whether a demand may be split over several senders.
+        target: Relative gap at which the search for an order stops.
+    """
+
+    largest: int
+    smallest: int
+    split: bool = True
+    target: float = 0.005
+
+
+@final
+@dataclass(frozen=True)
+class Level:
+    """Messages in an order.
+
+    Attributes:
+        drafts: The messages, by start time.
+        bound: Seconds that no order beats, and the port that gives it.
+        ports: The ports.
+        notes: What was chosen.
+    """
+
+    drafts: list[Draft]
+    bound: tuple[float, str]
+    ports: Ports
+    notes: tuple[str, ...]
+
+
+def schedule(tables: Mapping[Route, dict[Route, list[Portion]]], topology: Topology, options: Options) -> Level:
+    """Choose senders, order and chunks for what moves between hosts.
+
+    Args:
+        tables: For each pair of hosts that hold and hosts that need, the portions by devices.
+        topology: The network.
+        options: What is allowed.
+    """
+    host_of = topology.host_of
+    wanted = [_demand(routes, host_of) for routes in tables.values()]
+    found = assign(wanted, topology)
+    shares = found.shares if options.split else _whole(wanted, found)
+    ports = Ports(topology, sorted({h for d in wanted for h in (*d.holders, *d.receivers)}))
+    jobs, supplies = _jobs(wanted, shares, list(tables.values()), found, topology)
+    chunks = _chunk_sizes(jobs, ports, topology, options)
+    jobs = [
+        Job(job.hosts, job.nbytes, topology.alpha + min(chunk, job.nbytes) / ports.base)
+        for job, chunk in zip(jobs, chunks, strict=True)
+    ]
+    slots = _merged(order(jobs, ports, found.seconds, target=options.target))
+    slack = min(64 * 1024, min((job.nbytes for job in jobs), default=0) // 1000)
+    drafts = draft(jobs, slots, supplies, chunks, ports, topology, options.largest, slack)
+    split = sum(1 for row in shares if sum(share > 0 for share in row) > 1)
+    notes = (
+        f"{split} of {len(wanted)} demands between hosts are split over several senders",
+        f"{len(jobs)} streams between hosts in {len(slots)} slices",
+    )
+    return Level(drafts, (found.seconds, found.cause), ports, notes)
+
+
+def _demand(routes: Mapping[Route, list[Portion]], host_of: Mapping[int, int]) -> Demand:
+    holders, needers = next(iter(routes))
+    nbytes = sum(p.nbytes for portions in routes.values() for p in portions)
+    senders, receivers = (tuple(sorted({host_of[d] for d in side})) for side in (holders, needers))
+    return Demand(senders, receivers, nbytes)
+
+
+def _whole(wanted: Sequence[Demand], found: Assignment) -> list[tuple[float, ...]]:
+    """Give every demand to one holder: largest first, to the one that stays least loaded."""
+    load: dict[int, float] = {}
+    shares: list[tuple[float, ...]] = [()] * len(wanted)
+    for k in sorted(range(len(wanted)), key=lambda k: (-wanted[k].nbytes, k)):
+        holders = wanted[k].holders
+        best = min(range(len(holders)), key=lambda i: (load.get(holders[i], 0.0), -found.shares[k][i], i))
+        load[holders[best]] = load.get(holders[best], 0.0) + wanted[k].nbytes
+        shares[k] = tuple(float(i == best) for i in range(len(holders)))
+    return shares
+
+
+def _jobs(
+    wanted: Sequence[Demand],
+    shares: Sequence[Sequence[float]],
+    tables: Sequence[dict[Route, list[Portion]]],
+    found: Assignment,
+    topology: Topology,
+) -> tuple[list[Job], list[Supply]]:
+    """Deal the demands out to their senders, and put together what goes from one host to the same others."""
+    into: dict[int, int] = {}
+    for demand in wanted:
+        for h in demand.receivers:
+            into[h] = into.get(h, 0) + demand.nbytes
+    pools: dict[tuple[int, ...], dict[Route, list[Portion]]] = {}
+    for k, (demand, row, routes) in enumerate(zip(wanted, shares, tables, strict=True)):
+        queue = [(route, portion) for route, portions in routes.items() for portion in portions]
+        owners = [(h, share) for h, share in zip(demand.holders, row, strict=True) if share > 0]
+        for place, (host, share) in enumerate(owners):
+            hosts = (host, *_chain(host, demand.receivers, found.relays[k], into, topology))
+            amount = math.inf if place == len(owners) - 1 else share * demand.nbytes
+            queue = _deal(queue, amount, pools.setdefault(hosts, {}))
+    jobs, supplies = [], []
+    for hosts, pool in pools.items():
+        if nbytes := sum(p.nbytes for portions in pool.values() for p in portions):
+            jobs.append(Job(hosts, nbytes))
+            supplies.append(Supply(list(pool.items())))
+    return jobs, supplies
+
+
+def _deal(
+    queue: list[tuple[Route, Portion]], amount: float, pool: dict[Route, list[Portion]]
+) -> list[tuple[Route, Portion]]:
+    """Move ``amount`` bytes from the head of the queue to the pool; returns the rest."""
+    for k, (route, portion) in enumerate(queue):
+        if amount <= 0:
+            return queue[k:]
+        taken, rest = cut(portion, amount)
+        if taken:
+            pool.setdefault(route, []).extend(taken)
+        amount -= sum(p.nbytes for p in taken)
+        if rest:
+            return [*((route, part) for part in rest), *queue[k + 1 :]]
+    return []
+
+
+def _chain(
+    host: int, receivers: Sequence[int], relays: Sequence[float], into: Mapping[int, int], topology: Topology
+) -> list[int]:
+    """The order of a chain: rack by rack, the sender's first; fast hosts before slow; those first that shall pass on.
+
+    Among equals the host comes first that receives most, for it must not wait for the pipeline to fill.
+    """
+    racks, hosts = topology.rack_of, topology.hosts
+    rank = {
+        h: (-hosts[h].down, share < 0.5, -into[h] / hosts[h].down, -share, h)
+        for h, share in zip(receivers, relays, strict=True)
+    }
+    first = {racks[h]: min(rank[g] for g in receivers if racks[g] == racks[h]) for h in receivers}
+    return sorted(receivers, key=lambda h: (racks[h] != racks[host], first[racks[h]], rank[h]))
+
+
+def _chunk_sizes(jobs: Sequence[Job], ports: Ports, topology: Topology, options: Options) -> list[int]:
+    """Chunk of each job: the closed form for all that its busiest receiver gets, as chains in a row fill once."""
+    into: dict[int, int] = {}
+    for job in jobs:
+        for h in job.hosts[1:]:
+            into[h] = into.get(h, 0) + job.nbytes
+    sizes = []
+    for job in jobs:
+        hops = len(job.hosts) - 1
+        stream = max(into[h] for h in job.hosts[1:])
+        count = best_chunks(stream, [topology.alpha] * hops, [ports.base] * hops, options.smallest)
+        sizes.append(max(1, min(options.largest, -(-stream // count))))
+    return sizes
+
+
+def _merged(slots: Sequence[Slot]) -> list[Slot]:
+    """Join slices of a job that follow one another on the same lanes."""
+    merged: list[Slot] = []
+    last: dict[int, int] = {}
+    for slot in slots:
+        k = last.get(slot.job)
+        if k is not None and _follows(merged[k], slot):
+            before = merged[k]
+            nbytes, busy = before.nbytes + slot.nbytes, before.busy + slot.busy
+            merged[k] = Slot(slot.job, nbytes, before.start, slot.end, busy, slot.lanes)
+        else:
+            last[slot.job] = len(merged)
+            merged.append(slot)
+    return merged
+
+
+def _follows(before: Slot, after: Slot) -> bool:
+    """Whether the ports are not idle in between."""
+    return before.lanes == after.lanes and abs(after.start - before.start - before.busy) <= 1e-9 * after.end
