@@ -123,14 +123,14 @@ def paper_broadcast(transfers: Pairs, topology: Topology, seed: int = 0) -> Plan
 def tree_broadcast(transfers: Pairs, topology: Topology) -> Plan:
     """Each part down a binomial tree of whole messages, from its first holder: gloo's broadcast.
 
-    In round k the first 2^k devices that have the part each send it to another one: ⌈log2(R + 1)⌉ rounds for R receivers.
+    In round k the first 2^k devices that have the part each send it to another: ⌈log2(R + 1)⌉ rounds for R receivers.
     """
     work = work_of(transfers, topology)
     drafts = []
     for task in work.tasks:
         devices = [task.holders[0], *task.receivers]
         pairs = [(devices[r - (1 << (r.bit_length() - 1))], devices[r]) for r in range(1, len(devices))]
-        drafts.append(Draft(legs_of(pairs, topology), [task.portion], task.portion.nbytes, max(1, task.portion.nbytes)))
+        drafts.append(_draft(legs_of(pairs, topology), [task.portion], task.portion.nbytes))
     return finished(work, drafts, "broadcast, binomial trees of whole messages")
 
 
@@ -165,7 +165,7 @@ def _point_to_point(work: Work, pairs: list[tuple[int, int, Portion]], coalesce:
     drafts = []
     for (sender, receiver, *_), portions in packed.items():
         nbytes = sum(portion.nbytes for portion in portions)
-        drafts.append(Draft(legs_of([(sender, receiver)], work.topology), portions, nbytes, max(1, nbytes)))
+        drafts.append(_draft(legs_of([(sender, receiver)], work.topology), portions, nbytes))
     return finished(work, drafts, note)
 
 
@@ -177,4 +177,9 @@ def _chain(task: UnitTask, sender: int, work: Work) -> Draft:
     devices = chain_devices(sender, task.receivers, hosts, work.topology)
     legs = legs_of(list(itertools.pairwise(devices)), work.topology)
     nbytes = task.portion.nbytes
-    return Draft(legs, [task.portion], nbytes, chunk_of(nbytes, legs, work.topology) if nbytes else 1)
+    return _draft(legs, [task.portion], chunk_of(nbytes, legs, work.topology) if nbytes else 1)
+
+
+def _draft(legs: list[tuple[int, int, int, int]], portions: list[Portion], chunk: int) -> Draft:
+    nbytes = sum(portion.nbytes for portion in portions)
+    return Draft(hops=legs, pieces=portions, nbytes=nbytes, chunk=max(1, chunk))

@@ -33,7 +33,8 @@ def fair_rates(
         Rate of each flow of each class, bytes/s; infinite where nothing limits it.
 
     Example:
-        >>> two = fair_rates(np.array([1.0, 3.0]), np.array([0, 2, 3]), np.array([0, 1, 1]), np.ones(3), np.array([1, 1]))
+        >>> ptr, resource = np.array([0, 2, 3]), np.array([0, 1, 1])
+        >>> two = fair_rates(np.array([1.0, 3.0]), ptr, resource, np.ones(3), np.array([1, 1]))
         >>> two.tolist()  # the first flow fills the first resource; the second flow gets the rest of the second
         [1.0, 2.0]
     """
