@@ -4,12 +4,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, final
 
+import numpy as np
+
 from xmesh_reshard.assigning import Demand, assign
 from xmesh_reshard.chains import best_chunks
 from xmesh_reshard.demands import demands_of, group_transfers
-from xmesh_reshard.emitting import Draft, tabulate, timed
+from xmesh_reshard.emitting import Draft, tabulate
 from xmesh_reshard.layout import Layout, LayoutError, dtype_of
-from xmesh_reshard.ordering import Ports
+from xmesh_reshard.links import Hops
+from xmesh_reshard.lowering import nodes_of
 from xmesh_reshard.plans import Group, Plan, Transfer
 from xmesh_reshard.portions import Portion
 from xmesh_reshard.topology import Topology
@@ -138,9 +141,36 @@ def finished(work: Work, drafts: list[Draft], note: str) -> Plan:
     remote = demands_of(work.groups, work.topology).remote
     wanted = [Demand(*hosts, sum(p.nbytes for ps in rest.values() for p in ps)) for hosts, rest in remote.items()]
     bound = assign(wanted, work.topology).seconds if wanted else 0.0
-    used = sorted({work.topology.host_of[d] for task in work.tasks for d in (*task.holders, *task.receivers)})
     drafts = [draft for draft in drafts if draft.nbytes]
-    makespan = float(timed(drafts, Ports(work.topology, used), work.topology))
+    makespan = _clocked(drafts, work.topology)
     dims = max((len(group.transfer.source.shape) for group in work.groups), default=0)
     tables = tabulate(drafts, work.copies, dims)
     return Plan(work.groups, work.topology, tables, makespan, min(bound, makespan), (note,))
+
+
+def _clocked(drafts: list[Draft], topology: Topology) -> float:
+    """Write down when each message starts and ends if ports block: a message waits until all its ports are free.
+
+    Hop j begins one chunk's time after the hop before it, and the slowest hop sets the pace; what uses a port twice in
+    one message does so one after the other.
+    """
+    if not drafts:
+        return 0.0
+    legs = np.array([leg for draft in drafts for leg in draft.hops], np.int64).reshape(-1, 4).T
+    hops = Hops(np.cumsum([0, *(len(draft.hops) for draft in drafts)]), *legs)
+    nbytes, chunk = (np.array([getattr(draft, name) for draft in drafts], np.int64) for name in ("nbytes", "chunk"))
+    nodes = nodes_of(hops, nbytes, chunk, topology, np.ones(len(drafts), bool))
+    finite = np.isfinite(nodes.links.rates)
+    free = np.zeros(len(finite))
+    for k, draft in enumerate(drafts):
+        mine = range(int(hops.ptr[k]), int(hops.ptr[k + 1]))
+        ports = [[p for p in nodes.ports[h].tolist() if p >= 0 and finite[p]] for h in mine]
+        head, tau = nodes.head[mine.start : mine.stop].tolist(), nodes.tau[mine.start : mine.stop].tolist()
+        start = max([0.0, *(float(free[p]) - a for a, row in zip(head, ports, strict=True) for p in row)])
+        rest = (-(-draft.nbytes // draft.chunk) - 1) * max(tau)
+        draft.start = draft.end = start
+        for a, b, row in zip(head, tau, ports, strict=True):
+            begin = max([start + a, *(float(free[p]) for p in row)])
+            free[row] = begin + b + rest
+            draft.end = max(draft.end, begin + b + rest)
+    return max(draft.end for draft in drafts)

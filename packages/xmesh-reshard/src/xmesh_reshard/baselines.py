@@ -182,4 +182,4 @@ def _chain(task: UnitTask, sender: int, work: Work) -> Draft:
 
 def _draft(legs: list[tuple[int, int, int, int]], portions: list[Portion], chunk: int) -> Draft:
     nbytes = sum(portion.nbytes for portion in portions)
-    return Draft(hops=legs, pieces=portions, nbytes=nbytes, chunk=max(1, chunk))
+    return Draft(hops=legs, pieces=portions, nbytes=nbytes, route=[], chunk=max(1, chunk))
