@@ -112,7 +112,8 @@ def _draw_passes(axes: Any, spans: Sequence[Span], top: float, factor: float, pe
             mine = [s for s in spans if s.instruction.op is op and s.instruction.stage == stage]
             bars = [(s.start / factor, (s.end - s.start) / factor) for s in mine]
             shade = _darker(color, 0.4 * chunk / max(1, len(stages) - 1))
-            axes.broken_barh(bars, (top, 1.0), facecolors=shade, edgecolors="white", linewidth=0.4)
+            if bars:
+                axes.broken_barh(bars, (top, 1.0), facecolors=shade, edgecolors="white", linewidth=0.4)
     for span in spans:
         text = str(span.instruction.microbatch)
         if (span.end - span.start) * per_second > _POINTS * (0.3 + 0.62 * len(text)):
@@ -133,7 +134,8 @@ def _draw_links(
         for link in sorted({(t.source, t.target) for t in transfers}):
             mine = [t for t in transfers if (t.source, t.target) == link and t.message.backward is backward]
             bars = [(t.start / factor, (t.end - t.start) / factor) for t in mine if t.end > t.start]
-            axes.broken_barh(bars, (tops[link], _LANE * 0.8), facecolors=color, edgecolors="white", linewidth=0.3)
+            if bars:
+                axes.broken_barh(bars, (tops[link], _LANE * 0.8), facecolors=color, edgecolors="white", linewidth=0.3)
 
 
 def _legend(timeline: Timeline) -> list[Patch]:
