@@ -2,9 +2,9 @@
 
 import pytest
 
-from xmesh_reshard.pipeline import Timeline, gantt_figure, gantt_svg, schedule, unet_transfers
-
 pytest.importorskip("matplotlib")
+
+from xmesh_reshard.pipeline import Timeline, gantt_figure, gantt_svg, schedule, unet_transfers
 
 
 def bars(figure):

@@ -13,7 +13,6 @@ import torch.distributed as dist  # noqa: E402
 from xmesh_reshard.pipeline import run_device, schedule  # noqa: E402
 from xmesh_reshard.pipeline.torch_channel import TorchChannel  # noqa: E402
 
-
 CASES = (schedule("eager-1f1b", 2, 5), schedule("interleaved", 2, 5, chunks=2))
 
 
@@ -59,6 +58,7 @@ def one_case(rank, made):
     return {"outputs": done.outputs, "dx": done.input_gradients, "dw": gradients}
 
 
+@pytest.mark.slow
 def test_two_processes_compute_what_one_does(tmp_path):
     environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo"}
     command = [sys.executable, __file__, str(tmp_path)]
