@@ -19,12 +19,14 @@ class Ports:
 
     The times lie in a file of zeros that all processes open; its lock falls when its holder dies. A chunk of S bytes
     from a to b takes the port out of a for S / up(a) as soon as it is free, and the port into b for S / down(b) as soon
-    as that is free and the first has begun.
+    as that is free and the first has begun. A port that was free for no more than ``slack`` counts as busy without a
+    pause, so that what processes need to wake up is not lost again with each chunk.
 
     Args:
-        path: The file, of :meth:`size` bytes.
+        path: The file: 16 bytes for each host.
         topology: The hosts and their rates.
         clock: Seconds, the same in all processes.
+        slack: Seconds.
 
     Example:
         >>> import tempfile
@@ -34,8 +36,14 @@ class Ports:
         [1.0, 2.0, 1.5]
     """
 
-    def __init__(self, path: str | Path, topology: Topology, clock: Callable[[], float] = time.monotonic) -> None:
-        self._topology, self._clock = topology, clock
+    def __init__(
+        self,
+        path: str | Path,
+        topology: Topology,
+        clock: Callable[[], float] = time.monotonic,
+        slack: float = 3e-3,
+    ) -> None:
+        self._topology, self._clock, self._slack = topology, clock, slack
         self._file = Path(path).open("r+b")  # noqa: SIM115 (held as long as the object)
         self._times = mmap.mmap(self._file.fileno(), 16 * len(topology.hosts))
 
@@ -50,7 +58,8 @@ class Ports:
         up, down = self._topology.hosts[source].up, self._topology.hosts[target].down
         fcntl.lockf(self._file, fcntl.LOCK_EX)
         try:
-            begin_up = max(self._clock(), self._read(2 * source))
+            earliest = self._clock() - self._slack
+            begin_up = max(earliest, self._read(2 * source))
             begin_down = max(begin_up, self._read(2 * target + 1))
             self._write(2 * source, begin_up + nbytes / up)
             self._write(2 * target + 1, begin_down + nbytes / down)

@@ -30,9 +30,9 @@ class Pool:
 
     def take(self, nbytes: int) -> Any:
         """A buffer of so many bytes."""
-        fitting = [block for block in self._free if len(block) >= nbytes]
+        fitting: list[Any] = [block for block in self._free if len(block) >= nbytes]
         if fitting:
-            block = min(fitting, key=len)
+            block: Any = min(fitting, key=len)
             self._drop(block)
         else:
             if self._free:

@@ -4,13 +4,14 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Protocol, final
+from typing import Any, Protocol, final, runtime_checkable
 
 from xmesh_reshard.transports.errors import PeerLostError, PlanMismatchError
 
 _OK = "ok"
 
 
+@runtime_checkable
 class KeyValueStore(Protocol):
     """What all processes see, as ``torch.distributed.Store`` offers it."""
 
@@ -57,7 +58,10 @@ class Ballot:
         world: Number of processes.
         number: Of this execution, counted alike in all processes.
         timeout: Seconds without any progress after which the missing processes are given up.
-        abort: Called when this process fails, to make those that wait for it fail as well.
+        abort: Called when this process fails after the beginning, to make those that wait for its bytes fail as well.
+
+    Attributes:
+        begun: Whether all processes have begun; before, a failure leaves the connections as they are.
     """
 
     def __init__(
@@ -66,6 +70,7 @@ class Ballot:
         self._store, self._rank, self._world, self._number = store, rank, world, number
         self._timeout, self._abort = timeout, abort
         self._told = time.monotonic()
+        self.begun = False
 
     def __enter__(self) -> "Ballot":
         return self
@@ -78,7 +83,8 @@ class Ballot:
             return
         reason = f"{type(error).__name__}: {error}"
         first = self._fail(reason)
-        self._abort()
+        if self.begun:
+            self._abort()
         told = first is not None and first != self._verdict(reason)
         if told and isinstance(error, Exception) and not isinstance(error, PlanMismatchError):
             raise self._stopped(first) from error
@@ -99,6 +105,7 @@ class Ballot:
         if self._count("come") == self._world:
             self._do(lambda: self._store.compare_set(self._key("begin"), "", _OK))
         self._await("begin", "come")
+        self.begun = True
         if self._rank == 0 and self._number > 0:  # all have begun this one, so all have left the last one
             for name in self._names(self._number - 1):
                 self._do(lambda name=name: self._store.delete_key(name))

@@ -61,7 +61,7 @@ def spans_of(step: Step) -> list[tuple[int, int]]:
 
 
 def execute(
-    plan: Plan,
+    program: Program,
     packer: Packer,
     channel: Channel,
     *,
@@ -82,7 +82,7 @@ def execute(
     ``window`` bounds the memory.
 
     Args:
-        plan: What to do, the same on all devices.
+        program: What to do, of the same plan on all devices: :func:`program_of`.
         packer: This device's parts: a :class:`~xmesh_reshard.transports.packing.NumpyPacker` or another. Making it
             checks the parts, so errors in what is given come before the first byte.
         channel: Its links to the other devices.
@@ -99,7 +99,7 @@ def execute(
     """
     if window < 1:
         raise ValueError(f"window is the number of messages under way, at least 1; got {window}")
-    return _Run(packer, program_of(plan, packer.device), channel, checksum, window, tick).all()
+    return _Run(packer, program, channel, checksum, window, tick).all()
 
 
 def verify(step: Step, packer: Packer, buffer: Any, trailer: Any) -> int:

@@ -133,8 +133,8 @@ def main() -> None:
     """Serve orders from standard input until it ends."""
     replies = os.dup(1)
     os.dup2(2, 1)  # what ranks print must not mix with the replies
-    importlib.import_module("torch.distributed")
-    importlib.import_module("xmesh_reshard.transports.torch_transport")
+    for name in ("torch.distributed", "numpy.ma", "xmesh_reshard.transports.torch_transport"):  # once for all ranks
+        importlib.import_module(name)
     while (frame := read_frame(0)) is not None:
         results = _launch(pickle.loads(frame))
         write_frame(replies, pickle.dumps(results))
@@ -176,6 +176,7 @@ def _fork(order: Order, rank: int, folder: Path, spaces: Namespaces | None) -> t
         select.select([held], [], [], LINGER if result.error else None)
     finally:
         os._exit(0)
+    raise AssertionError("a rank has left already")
 
 
 def _work(order: Order, rank: int, folder: Path, spaces: Namespaces | None) -> RankResult:

@@ -119,7 +119,7 @@ class Packer(ABC):
 
     def checksum(self, buffer: Any) -> int:
         """CRC-32 of the bytes of a buffer."""
-        return zlib.crc32(self.raw(buffer))
+        return zlib.crc32(self.raw(buffer).data)
 
     def _view(self, piece: Piece, *, source: bool) -> Any:
         transfer = self.tensors[piece.tensor]

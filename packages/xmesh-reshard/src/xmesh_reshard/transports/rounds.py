@@ -1,18 +1,19 @@
 """The plan in rounds, for networks that work through what they are told in one order, as a CUDA stream does."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from xmesh_reshard.plans import Plan, Step
+from xmesh_reshard.plans import Plan, Program, Step
 from xmesh_reshard.transports.buffers import Pool
 from xmesh_reshard.transports.channels import Pending
-from xmesh_reshard.transports.executor import Report, program_of, spans_of, sums, verify
+from xmesh_reshard.transports.executor import Report, spans_of, sums, verify
 from xmesh_reshard.transports.packing import Packer
 
 
+@runtime_checkable
 class RoundChannel(Protocol):
     """Links that take several sends and receives together and complete them together."""
 
@@ -35,7 +36,8 @@ def depths(plan: Plan, device: int) -> dict[int, int]:
 
 
 def execute_rounds(
-    plan: Plan,
+    program: Program,
+    hops: Mapping[int, int],
     packer: Packer,
     channel: RoundChannel,
     *,
@@ -51,7 +53,8 @@ def execute_rounds(
     channel's ``wait`` does, so on a GPU the whole plan is handed to a stream.
 
     Args:
-        plan: What to do.
+        program: What to do.
+        hops: From :func:`depths`.
         packer: This device's parts.
         channel: Its links.
         checksum: Compare checksums; waits for each message.
@@ -60,8 +63,6 @@ def execute_rounds(
     Returns:
         Its new parts, and a report.
     """
-    device = packer.device
-    program, hops = program_of(plan, device), depths(plan, device)
     pool = Pool(packer.buffer)
     counts = dict.fromkeys(("bytes_sent", "bytes_received", "sends", "receives", "checked"), 0)
     began = time.perf_counter()
@@ -78,7 +79,7 @@ def execute_rounds(
             pool.give(block)
         tick()
     seconds = time.perf_counter() - began
-    return packer.new, Report(device, len(program.steps), buffer_peak=pool.peak, seconds=seconds, **counts)
+    return packer.new, Report(packer.device, len(program.steps), buffer_peak=pool.peak, seconds=seconds, **counts)
 
 
 def _message(

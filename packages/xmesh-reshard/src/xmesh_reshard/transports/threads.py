@@ -2,7 +2,7 @@
 
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from xmesh_reshard.plans import Plan
 from xmesh_reshard.transports.channels import Done, Pending
 from xmesh_reshard.transports.errors import DeadlockError, PeerLostError, TransportError
-from xmesh_reshard.transports.executor import Report, execute
+from xmesh_reshard.transports.executor import Report, execute, program_of
 from xmesh_reshard.transports.packing import NumpyPacker
 
 
@@ -44,7 +44,7 @@ def execute_threads(
     fabric = Fabric(plan.devices, capacity)
 
     def work(device: int) -> tuple[dict[str, Any], Report]:
-        return execute(plan, packers[device], fabric.channel(device), checksum=checksum, window=1)
+        return execute(program_of(plan, device), packers[device], fabric.channel(device), checksum=checksum, window=1)
 
     done = run_devices(fabric, plan.devices, work)
     return {device: done[device][0] for device in plan.devices}, [done[device][1] for device in plan.devices]
@@ -91,7 +91,7 @@ class Fabric:
         self.error: BaseException | None = None
         self._changed = threading.Condition()
         self._alive = set(devices)
-        self._links: dict[tuple[int, int], deque[np.ndarray]] = {}
+        self._links: dict[tuple[int, int], deque[Any]] = {}
         self._taken: dict[tuple[int, int], int] = {}
         self._waiting: dict[int, tuple[str, Callable[[], bool]]] = {}
 
@@ -99,18 +99,22 @@ class Fabric:
         """The links of one device."""
         return FabricChannel(self, device)
 
-    def send(self, source: int, target: int, data: np.ndarray) -> None:
-        """Hand bytes to a link; blocks as the capacity says."""
+    def post(self, source: int, target: int, data: Any) -> int:
+        """Hand bytes to a link; their number on it."""
         key = (source, target)
         with self._changed:
             link = self._links.setdefault(key, deque())
-            number = self._taken.get(key, 0) + len(link) + 1
             link.append(data if self.capacity == 0 else data.copy())
             self._changed.notify_all()
-            room = max(number - self.capacity, 0)
+            return self._taken.get(key, 0) + len(link)
+
+    def settle(self, source: int, target: int, number: int) -> None:
+        """Block until the link has room again after what was handed to it."""
+        key, room = (source, target), max(number - self.capacity, 0)
+        with self._changed:
             self._block(source, f"{target} to receive", lambda: self._taken.get(key, 0) >= room)
 
-    def receive(self, source: int, target: int, data: np.ndarray) -> None:
+    def receive(self, source: int, target: int, data: Any) -> None:
         """Take the next bytes of a link; blocks until there are some."""
         key = (source, target)
         with self._changed:
@@ -164,22 +168,35 @@ class FabricChannel:
         self._fabric = fabric
         self._device = device
 
-    def isend(self, target: int, buffer: np.ndarray, tag: int) -> Pending:
+    def isend(self, target: int, buffer: Any, tag: int) -> Pending:
         """Send, blocking."""
-        self._fabric.send(self._device, target, buffer)
+        self._fabric.settle(self._device, target, self._fabric.post(self._device, target, buffer))
         return Done()
 
-    def irecv(self, source: int, buffer: np.ndarray, tag: int) -> Pending:
+    def irecv(self, source: int, buffer: Any, tag: int) -> Pending:
         """Receive once it is waited for."""
-        return _Receive(lambda: self._fabric.receive(source, self._device, buffer))
+        return _Later(lambda: self._fabric.receive(source, self._device, buffer))
+
+    def exchange(self, sends: Sequence[tuple[int, Any]], receives: Sequence[tuple[int, Any]]) -> Pending:
+        """Several sends and receives that wait for each other only together."""
+        fabric, device = self._fabric, self._device
+        posted = [(target, fabric.post(device, target, buffer)) for target, buffer in sends]
+
+        def complete() -> None:
+            for source, buffer in receives:
+                fabric.receive(source, device, buffer)
+            for target, number in posted:
+                fabric.settle(device, target, number)
+
+        return _Later(complete)
 
 
 @final
-class _Receive:
-    """A receive that takes place when it is waited for."""
+class _Later:
+    """What takes place when it is waited for."""
 
-    def __init__(self, receive: Callable[[], None]) -> None:
-        self._receive = receive
+    def __init__(self, action: Callable[[], None]) -> None:
+        self._action = action
 
     def wait(self) -> None:
-        self._receive()
+        self._action()

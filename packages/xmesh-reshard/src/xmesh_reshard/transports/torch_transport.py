@@ -10,12 +10,12 @@ from typing import Any, Literal, SupportsFloat, final
 import torch
 import torch.distributed as dist
 
-from xmesh_reshard.plans import Plan
+from xmesh_reshard.plans import Plan, Program
 from xmesh_reshard.transports.channels import Pending
 from xmesh_reshard.transports.consensus import Ballot
 from xmesh_reshard.transports.errors import PeerLostError, TransportError
-from xmesh_reshard.transports.executor import Report, execute
-from xmesh_reshard.transports.rounds import execute_rounds
+from xmesh_reshard.transports.executor import Report, execute, program_of
+from xmesh_reshard.transports.rounds import depths, execute_rounds
 from xmesh_reshard.transports.torch_packing import TorchPacker
 
 Schedule = Literal["auto", "free", "rounds"]
@@ -30,8 +30,9 @@ class TorchTransport:
     group that it is given alone. Making one is collective: all processes of the group do it in the same order.
 
     Before the first byte of each execution all processes compare their plans' hashes; at the end they learn whether all
-    succeeded. So an error in one process, its death included, is an error in all, within the timeout. After a failure
-    the transport cannot be used again: make another.
+    succeeded. So an error in one process, its death included, is an error in all, within the timeout (at most a quarter
+    more, as signs of progress are given in steps of a quarter). After a failure on the way the transport cannot be used
+    again: make another. An error in what is given, found before the first byte, leaves it usable.
 
     With gloo a message's chunks are received ahead and passed on as they arrive. With NCCL the plan runs in rounds of
     grouped sends and receives on one communicator and a stream of its own, so that the order of its kernels is the
@@ -76,9 +77,10 @@ class TorchTransport:
         numbers = _numbers(devices, len(ranks))
         backend = _backend(group)
         limit = timedelta(seconds=self._timeout)
-        self._group: Any = dist.new_group(ranks, limit, backend, use_local_synchronization=group is not None)
-        self._rank, self._world = dist.get_rank(self._group), len(ranks)
-        of_rank = {dist.get_group_rank(self._group, ranks[k]): numbers[k] for k in range(len(ranks))}
+        own: Any = dist.new_group(ranks, limit, backend, use_local_synchronization=group is not None)
+        self._group: Any = own
+        self._rank, self._world = dist.get_rank(own), len(ranks)
+        of_rank = {dist.get_group_rank(own, ranks[k]): numbers[k] for k in range(len(ranks))}
         self.device = of_rank[self._rank]
         self._store = _store(self._group) if store is None else store
         self._nccl = backend == "nccl"
@@ -91,11 +93,11 @@ class TorchTransport:
         )
         self._devices = frozenset(of_rank.values())
         self._executions = 0
-        self._hashes: weakref.WeakKeyDictionary[Plan, str] = weakref.WeakKeyDictionary()
+        self._known: weakref.WeakKeyDictionary[Plan, tuple[str, Program, dict[int, int]]] = weakref.WeakKeyDictionary()
         self._broken: str | None = None
         self.report = Report(self.device)
         if self._nccl:  # all ranks have to take part in the first use of a communicator
-            dist.all_reduce(torch.zeros(1, device=self._place), group=self._group)
+            dist.all_reduce(torch.zeros(1, device=self._place), group=own)
 
     def execute(self, plan: Plan, parts: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """Move the tensors; to be called in every process of the group with an equal plan.
@@ -116,17 +118,20 @@ class TorchTransport:
         if self._broken is not None:
             raise TransportError(f"this transport has failed ({self._broken}); make a new one in every process")
         number, self._executions = self._executions, self._executions + 1
+        ballot = Ballot(self._store, self._rank, self._world, number, self._timeout, self._links.abort)
         try:
-            with Ballot(self._store, self._rank, self._world, number, self._timeout, self._links.abort) as ballot:
+            with ballot:
                 if missing := sorted({*plan.devices} - self._devices):
                     raise TransportError(f"no rank of the group stands for the devices {missing[:8]} of the plan")
                 packer = TorchPacker(plan.tensors, self.device, parts, self._place)
-                if plan not in self._hashes:
-                    self._hashes[plan] = plan.hash()
-                ballot.agree(self._hashes[plan])
-                new, self.report = self._run(plan, packer, ballot.tick)
+                if plan not in self._known:
+                    self._known[plan] = plan.hash(), program_of(plan, self.device), depths(plan, self.device)
+                fingerprint, program, hops = self._known[plan]
+                ballot.agree(fingerprint)
+                new, self.report = self._run(program, hops, packer, ballot.tick)
         except BaseException as error:
-            self._broken = f"{type(error).__name__}: {error}"
+            if ballot.begun:
+                self._broken = f"{type(error).__name__}: {error}"
             raise
         return new
 
@@ -144,17 +149,19 @@ class TorchTransport:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _run(self, plan: Plan, packer: TorchPacker, tick: Any) -> tuple[dict[str, Any], Report]:
+    def _run(
+        self, program: Program, hops: Mapping[int, int], packer: TorchPacker, tick: Any
+    ) -> tuple[dict[str, Any], Report]:
         if not self._rounds:
-            return execute(plan, packer, self._channel, tick=tick, **self._options)
+            return execute(program, packer, self._channel, tick=tick, **self._options)
         if not self._nccl:
-            return execute_rounds(plan, packer, self._channel, tick=tick, **self._options)
+            return execute_rounds(program, hops, packer, self._channel, tick=tick, **self._options)
         began = time.perf_counter()
         caller = torch.cuda.current_stream()
         own = torch.cuda.Stream()
         own.wait_stream(caller)
         with torch.cuda.stream(own):
-            new, report = execute_rounds(plan, packer, self._channel, tick=tick, **self._options)
+            new, report = execute_rounds(program, hops, packer, self._channel, tick=tick, **self._options)
             ended = own.record_event()
         for tensor in new.values():
             tensor.record_stream(caller)  # made in one stream, used in another
@@ -215,7 +222,7 @@ class TorchLinks:
             return
         try:  # gloo closes all connections of a group in which a receive has timed out, and offers no other way
             spare = torch.empty(1, dtype=torch.uint8)
-            work = dist.irecv(spare, group=self._group, tag=_TAGS, group_src=others[0])
+            work: Any = dist.irecv(spare, group=self._group, tag=_TAGS, group_src=others[0])
             work.wait(timedelta(milliseconds=1))
         except RuntimeError:
             pass
