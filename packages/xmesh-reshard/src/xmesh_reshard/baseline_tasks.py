@@ -133,7 +133,7 @@ def chunk_of(nbytes: int, legs: Sequence[tuple[int, int, int, int]], topology: T
         old, new = hosts[host_of[a]], hosts[host_of[b]]
         alphas.append(topology.local_alpha if out < 0 else topology.alpha)
         rates.append(min(old.local, new.local) if out < 0 else min(old.nics[out].up, new.nics[into].down))
-    return max(1, -(-nbytes // best_chunks(nbytes, alphas, rates)))
+    return max(1, -(-nbytes // best_chunks(float(nbytes), alphas, rates)))
 
 
 def finished(work: Work, drafts: list[Draft], note: str) -> Plan:

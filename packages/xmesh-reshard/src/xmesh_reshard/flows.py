@@ -99,6 +99,9 @@ class _Run:
         order = np.argsort(flows.before, kind="stable")
         self.later, self.lag = flows.after[order], flows.lag[order]
         self.later_ptr = np.searchsorted(flows.before[order], np.arange(n + 1))
+        narrow = np.append(0, np.cumsum(np.isfinite(flows.capacity)[flows.resource]))[flows.route_ptr]
+        limited = np.append(narrow[1:] > narrow[:-1], False)  # a route may be missing where nothing flows
+        self.instant = (flows.nbytes <= 0) | ~limited[flows.route]
         self.missing = np.bincount(flows.after, minlength=n)
         self.ready, self.start, self.end = np.zeros(n), np.full(n, np.nan), np.full(n, np.nan)
         self.waiting: list[tuple[float, int]] = []
@@ -149,7 +152,7 @@ class _Run:
             while self.waiting and self.waiting[0][0] <= self.now * (1 + _SAME):
                 due.append(heapq.heappop(self.waiting)[1])
             flows = np.array(due, np.int64)
-            empty = self.flows.nbytes[flows] <= 0
+            empty = self.instant[flows]
             if empty.any():
                 self._finish(flows[empty])
                 flows = flows[~empty]
