@@ -10,11 +10,12 @@ For equal hops this is (K + R - 1)(α + S / (K β)), least at K = √((R - 1) S 
 
 import math
 from collections.abc import Sequence
+from typing import SupportsFloat
 
 MIN_CHUNK = 64 * 1024  # below this, per-message costs of real transports dominate
 
 
-def chain_seconds(nbytes: float, chunks: int, alphas: Sequence[float], rates: Sequence[float]) -> float:
+def chain_seconds(nbytes: SupportsFloat, chunks: int, alphas: Sequence[float], rates: Sequence[float]) -> float:
     """T(K): time of a chunked chain.
 
     Args:
@@ -33,11 +34,14 @@ def chain_seconds(nbytes: float, chunks: int, alphas: Sequence[float], rates: Se
         >>> chain_seconds(100.0, 4, [0.0, 0.0], [100.0, 100.0])
         1.25
     """
-    taus = [alpha + nbytes / (chunks * rate) for alpha, rate in zip(alphas, rates, strict=True)]
+    size = float(nbytes)
+    taus = [alpha + size / (chunks * rate) for alpha, rate in zip(alphas, rates, strict=True)]
     return math.fsum(taus) + (chunks - 1) * max(taus)
 
 
-def best_chunks(nbytes: float, alphas: Sequence[float], rates: Sequence[float], min_chunk: int = MIN_CHUNK) -> int:
+def best_chunks(
+    nbytes: SupportsFloat, alphas: Sequence[float], rates: Sequence[float], min_chunk: int = MIN_CHUNK
+) -> int:
     """The number of chunks of least T(K), no chunk smaller than ``min_chunk``.
 
     For each hop that may set the pace, T is α K + const + c / K: convex, least at √(c / α); T is the largest of these,
@@ -49,23 +53,24 @@ def best_chunks(nbytes: float, alphas: Sequence[float], rates: Sequence[float], 
         rates: Rate of each hop, bytes/s.
         min_chunk: Smallest chunk, bytes.
     """
-    most = max(1, int(nbytes // min_chunk))
+    size = float(nbytes)
+    most = max(1, int(size // min_chunk))
     if len(rates) == 1 or most == 1:
         return 1
     kinds = sorted({*zip(alphas, rates, strict=True)})
-    bytewise = nbytes * math.fsum(1 / rate for rate in rates)
+    bytewise = size * math.fsum(1 / rate for rate in rates)
     found = {1.0, float(most)}
     for alpha, rate in kinds:
         if alpha > 0:
-            found.add(math.sqrt(max(0.0, bytewise - nbytes / rate) / alpha))
+            found.add(math.sqrt(max(0.0, bytewise - size / rate) / alpha))
         found.update(
-            nbytes * (1 / rate - 1 / other) / (beta - alpha) for beta, other in kinds if beta != alpha and rate != other
+            size * (1 / rate - 1 / other) / (beta - alpha) for beta, other in kinds if beta != alpha and rate != other
         )
     whole = {min(most, max(1, n)) for k in found for n in (math.floor(k), math.ceil(k))}
     return min(sorted(whole), key=lambda k: chain_seconds(nbytes, k, alphas, rates))
 
 
-def star_seconds(nbytes: float, receivers: int, alpha: float, rate: float, lanes: int = 1) -> float:
+def star_seconds(nbytes: SupportsFloat, receivers: int, alpha: float, rate: float, lanes: int = 1) -> float:
     """Time to send a message to each receiver separately over ``lanes`` cards: ⌈R / lanes⌉ (α + S / β).
 
     Args:
@@ -75,4 +80,4 @@ def star_seconds(nbytes: float, receivers: int, alpha: float, rate: float, lanes
         rate: Rate of a card, bytes/s.
         lanes: Cards that send at the same time.
     """
-    return -(-receivers // lanes) * (alpha + nbytes / rate)
+    return -(-receivers // lanes) * (alpha + float(nbytes) / rate)

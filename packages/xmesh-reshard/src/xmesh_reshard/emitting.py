@@ -144,7 +144,7 @@ def draft(
             content = supply.everything()
         else:
             wanted = slot.nbytes + owed[slot.job]
-            content = supply.take(wanted, slack)
+            content = supply.take(wanted, float(slack))
             owed[slot.job] = wanted - sum(p.nbytes for _, portions in content for p in portions)
         route = _route(ports, job, slot)
         cards = [(ports.card[p[0]][lane[0]], ports.card[p[1]][lane[1]]) for p, lane in route]
@@ -165,9 +165,9 @@ def bundles(portions: Sequence[Portion], largest: int) -> list[list[Portion]]:
     found: list[list[Portion]] = []
     queue = deque(portions)
     while queue:
-        taken, _ = _from(queue, largest, 0)
+        taken, _ = _from(queue, float(largest), 0.0)
         if not taken:  # one element is larger than allowed: it cannot be cut
-            first, rest = cut(queue.popleft(), max(largest, 16))
+            first, rest = cut(queue.popleft(), float(max(largest, 16)))
             taken = first
             queue.extendleft(reversed(rest))
         found.append(taken)

@@ -267,7 +267,7 @@ class Layout:
             raise LayoutError(
                 f"got an array {array.dtype}{list(array.shape)}; the layout is {self.dtype}{list(self.shape)}"
             )
-        return {int(device): array[self.slices(int(device))].copy() for device in self.devices}
+        return {device: np.array(array[self.slices(device)]) for device in self.devices.tolist()}
 
     def assemble(self, parts: Mapping[int, np.ndarray]) -> np.ndarray:
         """Put the devices' parts together again; where boxes overlap, the last device's part stays.

@@ -196,7 +196,7 @@ def list_schedule(
     for j, (job, (route, hops)) in enumerate(zip(jobs, routes, strict=True)):
         table[j, : len(route)] = route
         lags[j, : len(route)] = np.array(hops) * job.lag
-        rates[j] = min(ports.rate[p] for p in route)
+        rates[j] = min(ports.rate[p] / -(-route.count(p) // ports.lanes[p]) for p in route)
     left = np.array([float(job.nbytes) for job in jobs] if amounts is None else amounts, float)
     work = np.zeros(spare + 1)
     lanes = np.append(np.array(ports.lanes, float), 1.0)
@@ -242,21 +242,22 @@ def _coloured(jobs: Sequence[Job], ports: Ports) -> list[Slot]:
     outs, ins = (sorted({route[side] for route, _ in routes}) for side in (0, 1))
     rows, cols = ([(port, lane) for port in side for lane in range(ports.lanes[port])] for side in (outs, ins))
     load = np.zeros((len(rows), len(cols)))
-    owner: dict[tuple[int, int], list[list[float]]] = {}
+    owner: dict[tuple[int, int], list[tuple[int, float]]] = {}
     _spread(jobs, routes, ports, rows, cols, load, owner)
     rounds = decompose(load, max_rounds=max(64, _CELLS // (len(rows) + len(cols)) ** 2))
-    rates = np.array([min(ports.rate[p] for p in route) for route, _ in routes])
+    rates = [min(ports.rate[p] for p in route) for route, _ in routes]
     clock, slots = Clock(ports), []
     for length, pairs in rounds:
         for i, k in pairs:
             budget = length
             shares = owner.get((i, k), [])
             while budget > 0 and shares:
-                j, seconds = int(shares[-1][0]), min(budget, shares[-1][1])
-                if shares[-1][1] - seconds <= 1e-9 * shares[-1][1]:
-                    seconds = shares.pop()[1]
+                j, whole = shares.pop()
+                seconds = min(budget, whole)
+                if whole - seconds > 1e-9 * whole:
+                    shares.append((j, whole - seconds))
                 else:
-                    shares[-1][1] -= seconds
+                    seconds = whole
                 budget -= seconds
                 start = max(float(clock.free[rows[i]]), float(clock.free[cols[k]]))
                 for where in (rows[i], cols[k]):
@@ -266,7 +267,7 @@ def _coloured(jobs: Sequence[Job], ports: Ports) -> list[Slot]:
     rest = np.zeros(len(jobs))
     for shares in owner.values():
         for j, seconds in shares:
-            rest[int(j)] += seconds * rates[int(j)]
+            rest[j] += seconds * rates[j]
     if rest.any():
         slots += list_schedule(jobs, ports, [float(job.nbytes) for job in jobs], None, clock, rest.tolist())
     return sorted(slots, key=lambda slot: slot.start)
@@ -279,7 +280,7 @@ def _spread(
     rows: Sequence[tuple[int, int]],
     cols: Sequence[tuple[int, int]],
     load: np.ndarray,
-    owner: dict[tuple[int, int], list[list[float]]],
+    owner: dict[tuple[int, int], list[tuple[int, float]]],
 ) -> None:
     """Cut the jobs of every port into equal shares of its lanes."""
     seconds = [job.nbytes / min(ports.rate[p] for p in route) for job, (route, _) in zip(jobs, routes, strict=True)]
@@ -306,5 +307,5 @@ def _spread(
             middle = (low + high) / 2
             key = (row_at[out, lane(out, a + middle)], col_at[into, lane(into, b + middle)])
             load[key] += high - low
-            owner.setdefault(key, []).append([j, high - low])
+            owner.setdefault(key, []).append((j, high - low))
         filled[out], filled[into] = a + t, b + t

@@ -8,6 +8,11 @@ _TIMES = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ns": 1e-9
 _NUMBER = r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*"
 
 
+def _plain(value: str | SupportsFloat) -> str | SupportsFloat:
+    """A number in scientific notation without a point is a text to YAML 1.1: ``1e-5``."""
+    return float(value) if isinstance(value, str) and re.fullmatch(r"[0-9]+[eE][+-]?[0-9]+", value) else value
+
+
 def rate(value: str | SupportsFloat) -> float:
     """Bytes per second from a number or a text such as ``10Gbit``, ``400 Gbit/s`` or ``100GB/s``.
 
@@ -18,6 +23,7 @@ def rate(value: str | SupportsFloat) -> float:
         >>> rate("10Gbit"), rate("2GiB/s")
         (1250000000.0, 2147483648.0)
     """
+    value = _plain(value)
     if isinstance(value, str):
         found = re.fullmatch(_NUMBER + r"(|[kKMGT]i?)(bit|bits|b|B|bytes)(?:/s|ps)?", value)
         if value in ("inf", "unlimited"):
@@ -63,6 +69,7 @@ def seconds(value: str | SupportsFloat) -> float:
         >>> seconds("250 ms"), seconds(2)
         (0.25, 2.0)
     """
+    value = _plain(value)
     if isinstance(value, str):
         found = re.fullmatch(_NUMBER + r"(s|ms|us|µs|μs|ns)", value)
         if not found:
