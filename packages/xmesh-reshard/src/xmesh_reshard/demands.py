@@ -1,32 +1,39 @@
 """What must move between and inside hosts, over all tensors together."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import final
+
+import numpy as np
 
 from xmesh_reshard.layout import LayoutError, dtype_of
 from xmesh_reshard.plans import Group, Transfer
-from xmesh_reshard.portions import Portion
+from xmesh_reshard.stock import HEAD, Stock
 from xmesh_reshard.topology import Topology
-from xmesh_reshard.units import units_of
+from xmesh_reshard.units import Units, units_of
 
 Route = tuple[tuple[int, ...], tuple[int, ...]]  # devices that hold it, devices that need it
+
+
+Table = dict[Route, dict[Route, np.ndarray]]  # by hosts, then by devices: numbers of the pieces
 
 
 @final
 @dataclass(frozen=True)
 class Demands:
-    """Portions by where they are and where they must go.
+    """Pieces by where they are and where they must go.
 
     Attributes:
-        remote: For each pair of hosts that hold and hosts that need: portions by the devices on both sides.
+        stock: All pieces.
+        remote: For each pair of hosts that hold and hosts that need: pieces by the devices on both sides.
         local: The same for each host and what moves inside it, where devices stand for hosts.
-        copies: Device and portion of what a device holds already.
+        copies: Device and number of each piece that a device holds already, (c, 2).
     """
 
-    remote: dict[Route, dict[Route, list[Portion]]] = field(default_factory=dict)
-    local: dict[int, dict[Route, dict[Route, list[Portion]]]] = field(default_factory=dict)
-    copies: list[tuple[int, Portion]] = field(default_factory=list)
+    stock: Stock
+    remote: Table
+    local: dict[int, Table]
+    copies: np.ndarray
 
 
 def group_transfers(transfers: Mapping[str, Transfer]) -> tuple[Group, ...]:
@@ -45,31 +52,53 @@ def demands_of(groups: Sequence[Group], topology: Topology) -> Demands:
     Raises:
         LayoutError: A target needs elements that no source device holds.
     """
-    demands = Demands()
-    splits: dict[Route, _Split] = {}
-    for number, group in enumerate(groups):
+    dims = [len(group.transfer.source.shape) for group in groups]
+    number: dict[tuple[int, ...], int] = {}
+    rows, holders, needers = [np.zeros((0, HEAD + 2 * max(dims, default=0)), np.int64)], [], []
+    for k, group in enumerate(groups):
         try:
             units = units_of(group.transfer.source, group.transfer.target)
         except LayoutError as error:
             raise LayoutError(f"tensor {group.names[0]!r}: {error}") from None
-        n = len(group.names)
-        sizes = (units.elements * (dtype_of(group.transfer.wire).itemsize * n)).tolist()
-        rows = zip(
-            units.lower.tolist(), units.upper.tolist(), units.holders.tolist(), units.needers.tolist(), strict=True
-        )
-        for nbytes, (low, high, holders, needers) in zip(sizes, rows, strict=True):
-            route = units.sets[holders], units.sets[needers]
-            split = splits.get(route)
-            if split is None:
-                split = splits[route] = _split(*route, topology)
-            portion = Portion(number, 0, n, tuple(low), tuple(high), nbytes)
-            demands.copies.extend((device, portion) for device in split.copies)
-            for host, inside in split.local:
-                demands.local.setdefault(host, {}).setdefault(inside, {}).setdefault(inside, []).append(portion)
-            if split.remote is not None:
-                hosts, devices = split.remote
-                demands.remote.setdefault(hosts, {}).setdefault(devices, []).append(portion)
-    return demands
+        sets = np.array([number.setdefault(devices, len(number)) for devices in units.sets], np.int64)
+        holders.append(sets[units.holders])
+        needers.append(sets[units.needers])
+        rows.append(_rows(k, group, units, max(dims)))
+    stock = Stock(np.concatenate(rows), dims)
+    demands = Demands(stock, {}, {}, np.zeros((0, 2), np.int64))
+    if not len(stock.rows):
+        return demands
+    keys = np.concatenate(holders) * len(number) + np.concatenate(needers)
+    order = np.argsort(keys, kind="stable")
+    values, starts = np.unique(keys[order], return_index=True)
+    every = list(number)
+    copies: list[np.ndarray] = []
+    for value, pieces in zip(values.tolist(), np.split(order, starts[1:]), strict=True):
+        have, need = divmod(value, len(number))
+        split = _split(every[have], every[need], topology)
+        copies += [np.column_stack([np.full(len(pieces), device), pieces]) for device in split.copies]
+        for host, inside in split.local:
+            _add(demands.local.setdefault(host, {}), inside, inside, pieces)
+        if split.remote is not None:
+            _add(demands.remote, *split.remote, pieces)
+    return replace(demands, copies=np.concatenate(copies)) if copies else demands
+
+
+def _add(table: Table, hosts: Route, devices: Route, pieces: np.ndarray) -> None:
+    routes = table.setdefault(hosts, {})
+    routes[devices] = np.concatenate([routes[devices], pieces]) if devices in routes else pieces
+
+
+def _rows(number: int, group: Group, units: Units, width: int) -> np.ndarray:
+    """The units of a group as rows of a stock."""
+    n, (count, d) = len(group.names), units.lower.shape
+    rows = np.zeros((count, HEAD + 2 * width), np.int64)
+    rows[:, 0], rows[:, 2] = number, n
+    rows[:, 3] = units.elements * (dtype_of(group.transfer.wire).itemsize * n)
+    rows[:, HEAD : HEAD + d] = units.lower
+    rows[:, HEAD + width :] = 1
+    rows[:, HEAD + width : HEAD + width + d] = units.upper
+    return rows
 
 
 @final

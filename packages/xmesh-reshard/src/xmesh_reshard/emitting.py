@@ -12,10 +12,12 @@ from xmesh_reshard.chains import best_chunks, chain_seconds, star_seconds
 from xmesh_reshard.demands import Route
 from xmesh_reshard.ordering import Job, Ports, Slot
 from xmesh_reshard.plans import Tables
-from xmesh_reshard.portions import Portion, cut
+from xmesh_reshard.stock import HEAD, Queue, Stock
 from xmesh_reshard.topology import Topology
 
 Crossing = tuple[tuple[int, ...], tuple[int, ...]]  # ports of a leg between hosts, and the lane of each
+
+_WIDEST = 16  # bytes of the widest element
 
 
 @final
@@ -25,7 +27,7 @@ class Draft:
 
     Attributes:
         hops: (sender, receiver, card out, card in) of each leg; cards are -1 inside a host.
-        pieces: What is sent.
+        pieces: Numbers of the pieces that are sent.
         nbytes: Bytes of the pieces.
         route: Ports and lanes of each leg between hosts.
         chunk: Bytes of a chunk.
@@ -35,7 +37,7 @@ class Draft:
     """
 
     hops: list[tuple[int, int, int, int]]
-    pieces: list[Portion]
+    pieces: np.ndarray
     nbytes: int
     route: list[Crossing]
     chunk: int = 1
@@ -46,45 +48,36 @@ class Draft:
 
 @final
 class Supply:
-    """The portions of one job, by routes of devices, taken from the front.
+    """The pieces of one job, by routes of devices, taken from the front.
 
     Args:
-        routes: Devices that hold, devices that need, and the portions of each route.
+        stock: The table of pieces.
+        routes: Devices that hold, devices that need, and the pieces of each route.
     """
 
-    def __init__(self, routes: Sequence[tuple[Route, list[Portion]]]) -> None:
-        self._routes = deque((route, deque(portions)) for route, portions in routes)
+    def __init__(self, stock: Stock, routes: Sequence[tuple[Route, np.ndarray]]) -> None:
+        self._stock = stock
+        self._routes = deque((route, Queue(stock, pieces)) for route, pieces in routes)
 
-    def take(self, amount: float, slack: float) -> list[tuple[Route, list[Portion]]]:
+    def take(self, amount: float, slack: float = 0.0) -> list[tuple[Route, np.ndarray]]:
         """About ``amount`` bytes, short by less than an element or ``slack``."""
         found = []
         while self._routes and amount > slack:
             route, queue = self._routes[0]
-            taken, amount = _from(queue, amount, slack)
-            if taken:
+            taken = queue.take(amount, slack)
+            amount -= self._stock.total(taken)
+            if len(taken):
                 found.append((route, taken))
             if queue:
                 break
             self._routes.popleft()
         return found
 
-    def everything(self) -> list[tuple[Route, list[Portion]]]:
+    def everything(self) -> list[tuple[Route, np.ndarray]]:
         """All that is left."""
-        found = [(route, list(queue)) for route, queue in self._routes if queue]
+        found = [(route, queue.everything()) for route, queue in self._routes if queue]
         self._routes.clear()
         return found
-
-
-def _from(queue: deque[Portion], amount: float, slack: float) -> tuple[list[Portion], float]:
-    taken: list[Portion] = []
-    while queue and amount > slack:
-        part, rest = cut(queue.popleft(), amount, slack)
-        taken += part
-        queue.extendleft(reversed(rest))
-        amount -= sum(p.nbytes for p in part)
-        if rest:
-            break
-    return taken, amount
 
 
 @final
@@ -116,6 +109,7 @@ def draft(
     jobs: Sequence[Job],
     slots: Sequence[Slot],
     supplies: Sequence[Supply],
+    stock: Stock,
     chunks: Sequence[int],
     ports: Ports,
     topology: Topology,
@@ -128,6 +122,7 @@ def draft(
         jobs: The jobs.
         slots: The schedule, by start time.
         supplies: What each job sends.
+        stock: The table of pieces.
         chunks: Bytes of a chunk of each job.
         ports: The ports, to name the cards.
         topology: The network.
@@ -145,13 +140,13 @@ def draft(
         else:
             wanted = slot.nbytes + owed[slot.job]
             content = supply.take(wanted, float(slack))
-            owed[slot.job] = wanted - sum(p.nbytes for _, portions in content for p in portions)
+            owed[slot.job] = wanted - sum(stock.total(pieces) for _, pieces in content)
         route = _route(ports, job, slot)
         cards = [(ports.card[p[0]][lane[0]], ports.card[p[1]][lane[1]]) for p, lane in route]
         start = slot.start
-        for (holders, needers), portions in content:
-            for bundle in bundles(portions, largest):
-                nbytes = sum(p.nbytes for p in bundle)
+        for (holders, needers), pieces in content:
+            for bundle in bundles(stock, pieces, largest):
+                nbytes = stock.total(bundle)
                 sender = senders.choose(holders, job.hosts[0], nbytes)
                 devices = chain_devices(sender, needers, job.hosts[1:], topology)
                 chunk = min(nbytes, chunks[slot.job])
@@ -160,17 +155,14 @@ def draft(
     return drafts
 
 
-def bundles(portions: Sequence[Portion], largest: int) -> list[list[Portion]]:
-    """Portions together up to a size; larger ones are cut."""
-    found: list[list[Portion]] = []
-    queue = deque(portions)
+def bundles(stock: Stock, pieces: np.ndarray, largest: int) -> list[np.ndarray]:
+    """Pieces together up to a size; larger ones are cut, down to single elements."""
+    if stock.total(pieces) <= largest:
+        return [pieces]
+    queue, found = Queue(stock, pieces), []
     while queue:
-        taken, _ = _from(queue, float(largest), 0.0)
-        if not taken:  # one element is larger than allowed: it cannot be cut
-            first, rest = cut(queue.popleft(), float(max(largest, 16)))
-            taken = first
-            queue.extendleft(reversed(rest))
-        found.append(taken)
+        taken = queue.take(float(largest))
+        found.append(taken if len(taken) else queue.take(float(_WIDEST)))
     return found
 
 
@@ -228,11 +220,13 @@ def settle(drafts: Sequence[Draft], ports: Ports, topology: Topology, smallest: 
                 ]
 
 
-def tabulate(drafts: Sequence[Draft], copies: Sequence[tuple[int, Portion]], dims: int) -> Tables:
+def tabulate(drafts: Sequence[Draft], copies: np.ndarray, stock: Stock) -> Tables:
     """The columns of a plan."""
     hops = np.array([leg for d in drafts for leg in d.hops], np.int64).reshape(-1, 4)
-    pieces = [p for d in drafts for p in d.pieces]
-    head = np.array([p[:3] for p in pieces], np.int64).reshape(-1, 3)
+    empty = np.zeros(0, np.int64)
+    rows = stock.rows[np.concatenate([empty, *(d.pieces for d in drafts)])]
+    copied = stock.rows[copies[:, 1]]
+    width = (rows.shape[1] - HEAD) // 2
     return Tables(
         hop_ptr=_pointers([len(d.hops) for d in drafts]),
         hop_source=hops[:, 0].copy(),
@@ -240,20 +234,20 @@ def tabulate(drafts: Sequence[Draft], copies: Sequence[tuple[int, Portion]], dim
         hop_out=hops[:, 2].copy(),
         hop_into=hops[:, 3].copy(),
         piece_ptr=_pointers([len(d.pieces) for d in drafts]),
-        piece_group=head[:, 0].copy(),
-        piece_first=head[:, 1].copy(),
-        piece_last=head[:, 2].copy(),
-        piece_lower=_corners([p.lower for p in pieces], dims, 0),
-        piece_upper=_corners([p.upper for p in pieces], dims, 1),
+        piece_group=rows[:, 0].copy(),
+        piece_first=rows[:, 1].copy(),
+        piece_last=rows[:, 2].copy(),
+        piece_lower=rows[:, HEAD : HEAD + width].copy(),
+        piece_upper=rows[:, HEAD + width :].copy(),
         nbytes=np.array([d.nbytes for d in drafts], np.int64),
         chunk=np.array([d.chunk for d in drafts], np.int64),
         star=np.array([d.star for d in drafts], np.int64),
         start=np.array([d.start for d in drafts], float),
         end=np.array([d.end for d in drafts], float),
-        copy_device=np.array([device for device, _ in copies], np.int64),
-        copy_group=np.array([p.group for _, p in copies], np.int64),
-        copy_lower=_corners([p.lower for _, p in copies], dims, 0),
-        copy_upper=_corners([p.upper for _, p in copies], dims, 1),
+        copy_device=copies[:, 0].copy(),
+        copy_group=copied[:, 0].copy(),
+        copy_lower=copied[:, HEAD : HEAD + width].copy(),
+        copy_upper=copied[:, HEAD + width :].copy(),
     )
 
 
@@ -296,8 +290,3 @@ def timed(drafts: Sequence[Draft], ports: Ports, topology: Topology) -> float:
 
 def _pointers(lengths: Sequence[int]) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(np.array(lengths, np.int64))]).astype(np.int64)
-
-
-def _corners(corners: Sequence[tuple[int, ...]], dims: int, fill: int) -> np.ndarray:
-    padded = [corner + (fill,) * (dims - len(corner)) for corner in corners]
-    return np.array(padded, np.int64).reshape(len(corners), dims)

@@ -6,11 +6,11 @@ from typing import Any
 
 from xmesh_reshard import quantities
 from xmesh_reshard.chains import MIN_CHUNK
-from xmesh_reshard.demands import Demands, Route, demands_of, group_transfers
+from xmesh_reshard.demands import Demands, Table, demands_of, group_transfers
 from xmesh_reshard.emitting import Draft, settle, tabulate, timed
 from xmesh_reshard.layout import Layout, LayoutError
 from xmesh_reshard.plans import Plan, Transfer
-from xmesh_reshard.portions import Portion
+from xmesh_reshard.stock import Stock
 from xmesh_reshard.streams import Level, Options, schedule
 from xmesh_reshard.topology import Host, Nic, Topology
 
@@ -66,14 +66,15 @@ def plan(
         raise ValueError(f"max_message is at least one byte; got {max_message!r}")
     groups = group_transfers(pairs)
     demands = demands_of(groups, topology)
-    network = schedule(demands.remote, topology, options)
-    inside = [_inside_host(host, table, topology, options) for host, table in sorted(demands.local.items())]
+    network = schedule(demands.remote, demands.stock, topology, options)
+    inside = [
+        _inside_host(host, table, demands.stock, topology, options) for host, table in sorted(demands.local.items())
+    ]
     drafts = sorted([*network.drafts, *(d for level in inside for d in level.drafts)], key=lambda d: d.start)
     settle(drafts, network.ports, topology, options.smallest)
     makespan = timed(drafts, network.ports, topology)
     bound, cause = max([network.bound, *(level.bound for level in inside), _by_device(demands, topology)])
-    dims = max((len(group.transfer.source.shape) for group in groups), default=0)
-    tables = tabulate(drafts, demands.copies, dims)
+    tables = tabulate(drafts, demands.copies, demands.stock)
     notes = (f"bound by {cause}" if drafts else "nothing has to move", *network.notes, _methods(drafts))
     return Plan(groups, topology, tables, makespan, min(bound, makespan), notes)
 
@@ -100,14 +101,12 @@ def _transfer(name: str, pair: Any, cast: bool) -> Transfer:
     return Transfer(source, target)
 
 
-def _inside_host(
-    host: int, table: dict[Route, dict[Route, list[Portion]]], topology: Topology, options: Options
-) -> Level:
+def _inside_host(host: int, table: Table, stock: Stock, topology: Topology, options: Options) -> Level:
     """Schedule what stays inside a host, as a network in which every device is a host of its own."""
     made = topology.hosts[host]
     rate = min(made.local, _FAST)
     cards = tuple(Host(f"device {d}", (d,), (Nic(rate, rate),)) for d in made.devices)
-    level = schedule(table, Topology(cards, topology.local_alpha), options)
+    level = schedule(table, stock, Topology(cards, topology.local_alpha), options)
     for message in level.drafts:
         message.hops = [(a, b, -1, -1) for a, b, _, _ in message.hops]
         message.route, message.star = [], False
@@ -121,8 +120,8 @@ def _by_device(demands: Demands, topology: Topology) -> tuple[float, str]:
     give: dict[int, int] = {}
     for table in (demands.remote, *demands.local.values()):
         for routes in table.values():
-            for (holders, needers), portions in routes.items():
-                nbytes = sum(p.nbytes for p in portions)
+            for (holders, needers), pieces in routes.items():
+                nbytes = demands.stock.total(pieces)
                 if len(holders) == 1:
                     give[holders[0]] = give.get(holders[0], 0) + nbytes
                 for device in needers:

@@ -1,16 +1,17 @@
 """One level of the network: from what hosts need of one another to messages in an order."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
+import numpy as np
+
 from xmesh_reshard.assigning import Assignment, Demand, assign
 from xmesh_reshard.chains import best_chunks
-from xmesh_reshard.demands import Route
+from xmesh_reshard.demands import Route, Table
 from xmesh_reshard.emitting import Draft, Supply, draft
 from xmesh_reshard.ordering import Job, Ports, Slot, order
-from xmesh_reshard.portions import Portion, cut
+from xmesh_reshard.stock import Stock
 from xmesh_reshard.topology import Topology
 
 
@@ -50,20 +51,21 @@ class Level:
     notes: tuple[str, ...]
 
 
-def schedule(tables: Mapping[Route, dict[Route, list[Portion]]], topology: Topology, options: Options) -> Level:
+def schedule(tables: Table, stock: Stock, topology: Topology, options: Options) -> Level:
     """Choose senders, order and chunks for what moves between hosts.
 
     Args:
-        tables: For each pair of hosts that hold and hosts that need, the portions by devices.
+        tables: For each pair of hosts that hold and hosts that need, the pieces by devices.
+        stock: The table of pieces.
         topology: The network.
         options: What is allowed.
     """
     host_of = topology.host_of
-    wanted = [_demand(routes, host_of) for routes in tables.values()]
+    wanted = [_demand(routes, stock, host_of) for routes in tables.values()]
     found = assign(wanted, topology)
     shares = found.shares if options.split else _whole(wanted, found)
     ports = Ports(topology, sorted({h for d in wanted for h in (*d.holders, *d.receivers)}))
-    jobs, supplies = _jobs(wanted, shares, list(tables.values()), found, topology)
+    jobs, supplies = _jobs(wanted, shares, list(tables.values()), stock, found, topology)
     chunks = _chunk_sizes(jobs, ports, topology, options)
     jobs = [
         Job(job.hosts, job.nbytes, topology.alpha + min(chunk, job.nbytes) / ports.base)
@@ -71,7 +73,7 @@ def schedule(tables: Mapping[Route, dict[Route, list[Portion]]], topology: Topol
     ]
     slots = _merged(order(jobs, ports, found.seconds, target=options.target))
     slack = min(64 * 1024, min((job.nbytes for job in jobs), default=0) // 1000)
-    drafts = draft(jobs, slots, supplies, chunks, ports, topology, options.largest, slack)
+    drafts = draft(jobs, slots, supplies, stock, chunks, ports, topology, options.largest, slack)
     split = sum(1 for row in shares if sum(share > 0 for share in row) > 1)
     notes = (
         f"{split} of {len(wanted)} demands between hosts are split over several senders",
@@ -80,9 +82,9 @@ def schedule(tables: Mapping[Route, dict[Route, list[Portion]]], topology: Topol
     return Level(drafts, (found.seconds, found.cause), ports, notes)
 
 
-def _demand(routes: Mapping[Route, list[Portion]], host_of: Mapping[int, int]) -> Demand:
+def _demand(routes: Mapping[Route, np.ndarray], stock: Stock, host_of: Mapping[int, int]) -> Demand:
     holders, needers = next(iter(routes))
-    nbytes = sum(p.nbytes for portions in routes.values() for p in portions)
+    nbytes = sum(stock.total(pieces) for pieces in routes.values())
     senders, receivers = (tuple(sorted({host_of[d] for d in side})) for side in (holders, needers))
     return Demand(senders, receivers, nbytes)
 
@@ -102,7 +104,8 @@ def _whole(wanted: Sequence[Demand], found: Assignment) -> list[tuple[float, ...
 def _jobs(
     wanted: Sequence[Demand],
     shares: Sequence[Sequence[float]],
-    tables: Sequence[dict[Route, list[Portion]]],
+    tables: Sequence[dict[Route, np.ndarray]],
+    stock: Stock,
     found: Assignment,
     topology: Topology,
 ) -> tuple[list[Job], list[Supply]]:
@@ -111,36 +114,21 @@ def _jobs(
     for demand in wanted:
         for h in demand.receivers:
             into[h] = into.get(h, 0) + demand.nbytes
-    pools: dict[tuple[int, ...], dict[Route, list[Portion]]] = {}
+    pools: dict[tuple[int, ...], dict[Route, list[np.ndarray]]] = {}
     for k, (demand, row, routes) in enumerate(zip(wanted, shares, tables, strict=True)):
-        queue = [(route, portion) for route, portions in routes.items() for portion in portions]
+        supply = Supply(stock, list(routes.items()))
         owners = [(h, share) for h, share in zip(demand.holders, row, strict=True) if share > 0]
         for place, (host, share) in enumerate(owners):
             hosts = (host, *_chain(host, demand.receivers, found.relays[k], into, topology))
-            amount = math.inf if place == len(owners) - 1 else share * demand.nbytes
-            queue = _deal(queue, amount, pools.setdefault(hosts, {}))
+            last = place == len(owners) - 1
+            for route, pieces in supply.everything() if last else supply.take(share * demand.nbytes):
+                pools.setdefault(hosts, {}).setdefault(route, []).append(pieces)
     jobs, supplies = [], []
     for hosts, pool in pools.items():
-        if nbytes := sum(p.nbytes for portions in pool.values() for p in portions):
-            jobs.append(Job(hosts, nbytes))
-            supplies.append(Supply(list(pool.items())))
+        joined = [(route, np.concatenate(parts)) for route, parts in pool.items()]
+        jobs.append(Job(hosts, sum(stock.total(pieces) for _, pieces in joined)))
+        supplies.append(Supply(stock, joined))
     return jobs, supplies
-
-
-def _deal(
-    queue: list[tuple[Route, Portion]], amount: float, pool: dict[Route, list[Portion]]
-) -> list[tuple[Route, Portion]]:
-    """Move ``amount`` bytes from the head of the queue to the pool; returns the rest."""
-    for k, (route, portion) in enumerate(queue):
-        if amount <= 0:
-            return queue[k:]
-        taken, rest = cut(portion, amount)
-        if taken:
-            pool.setdefault(route, []).extend(taken)
-        amount -= sum(p.nbytes for p in taken)
-        if rest:
-            return [*((route, part) for part in rest), *queue[k + 1 :]]
-    return []
 
 
 def _chain(
