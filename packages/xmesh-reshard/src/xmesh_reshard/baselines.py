@@ -10,7 +10,8 @@ from collections.abc import Callable
 import numpy as np
 
 from xmesh_reshard.baseline_tasks import (
-    Choice,
+    Box,
+    Draft,
     Pairs,
     SenderChoice,
     UnitTask,
@@ -21,13 +22,11 @@ from xmesh_reshard.baseline_tasks import (
     work_of,
 )
 from xmesh_reshard.blocking import Task, paper_order
-from xmesh_reshard.emitting import Draft, chain_devices
 from xmesh_reshard.plans import Plan
-from xmesh_reshard.portions import Portion
 from xmesh_reshard.topology import Topology
 
 
-def send_recv(transfers: Pairs, topology: Topology, *, senders: Choice = "first", coalesce: bool = True) -> Plan:
+def send_recv(transfers: Pairs, topology: Topology, *, senders: str = "first", coalesce: bool = True) -> Plan:
     """Every receiver gets every part in a message of its own: A B t for one part to A hosts with B devices each.
 
     Args:
@@ -48,7 +47,7 @@ def send_recv(transfers: Pairs, topology: Topology, *, senders: Choice = "first"
     work = work_of(transfers, topology)
     choice = SenderChoice(topology, senders)
     pairs = [
-        (choice.choose(task.holders, task.portion.nbytes), receiver, task.portion)
+        (choice.choose(task.holders, task.box.nbytes), receiver, task.box)
         for task in work.tasks
         for receiver in task.receivers
     ]
@@ -69,7 +68,7 @@ def round_robin(transfers: Pairs, topology: Topology) -> Plan:
     targets = np.unique(np.concatenate([g.transfer.target.devices for g in work.groups])) if work.groups else []
     rank = {int(device): k for k, device in enumerate(targets)}
     pairs = [
-        (task.holders[rank[receiver] % len(task.holders)], receiver, task.portion)
+        (task.holders[rank[receiver] % len(task.holders)], receiver, task.box)
         for task in work.tasks
         for receiver in task.receivers
     ]
@@ -94,7 +93,7 @@ def size_only(transfers: Pairs, topology: Topology) -> Plan:
     """
     work = work_of(transfers, topology)
     choice = SenderChoice(topology, "balanced")
-    drafts = [_chain(task, choice.choose(task.holders, task.portion.nbytes), work) for task in work.tasks]
+    drafts = [_chain(task, choice.choose(task.holders, task.box.nbytes), work) for task in work.tasks]
     return finished(work, drafts, "broadcast, senders balanced by size")
 
 
@@ -116,7 +115,7 @@ def paper_broadcast(transfers: Pairs, topology: Topology, seed: int = 0) -> Plan
     for k, host in order:
         task = work.tasks[k]
         mine = [device for device in task.holders if topology.host_of[device] == host]
-        drafts.append(_chain(task, choice.choose(mine, task.portion.nbytes), work))
+        drafts.append(_chain(task, choice.choose(mine, task.box.nbytes), work))
     return finished(work, drafts, "broadcast, the paper's senders and order")
 
 
@@ -130,7 +129,7 @@ def tree_broadcast(transfers: Pairs, topology: Topology) -> Plan:
     for task in work.tasks:
         devices = [task.holders[0], *task.receivers]
         pairs = [(devices[r - (1 << (r.bit_length() - 1))], devices[r]) for r in range(1, len(devices))]
-        drafts.append(_draft(legs_of(pairs, topology), [task.portion], task.portion.nbytes))
+        drafts.append(Draft(legs_of(pairs, topology), [task.box], max(1, task.box.nbytes)))
     return finished(work, drafts, "broadcast, binomial trees of whole messages")
 
 
@@ -142,7 +141,7 @@ def blocking_tasks(work: Work) -> list[Task]:
         senders = tuple(sorted({host_of[d] for d in task.holders}))
         receivers = tuple(sorted({host_of[d] for d in task.receivers} - {*senders}))
         rate = min([hosts[h].up for h in senders] + [hosts[h].down for h in receivers])
-        made.append(Task(senders, receivers, task.portion.nbytes / rate if receivers else 0.0))
+        made.append(Task(senders, receivers, task.box.nbytes / rate if receivers else 0.0))
     return made
 
 
@@ -157,29 +156,22 @@ PLANS: dict[str, Callable[[Pairs, Topology], Plan]] = {
 }
 
 
-def _point_to_point(work: Work, pairs: list[tuple[int, int, Portion]], coalesce: bool, note: str) -> Plan:
+def _point_to_point(work: Work, pairs: list[tuple[int, int, Box]], coalesce: bool, note: str) -> Plan:
     """One message for each part and receiver, or for each pair of devices."""
-    packed: dict[tuple[int, ...], list[Portion]] = {}
-    for k, (sender, receiver, portion) in enumerate(pairs):
-        packed.setdefault((sender, receiver) if coalesce else (sender, receiver, k), []).append(portion)
+    packed: dict[tuple[int, ...], list[Box]] = {}
+    for k, (sender, receiver, box) in enumerate(pairs):
+        packed.setdefault((sender, receiver) if coalesce else (sender, receiver, k), []).append(box)
     drafts = []
-    for (sender, receiver, *_), portions in packed.items():
-        nbytes = sum(portion.nbytes for portion in portions)
-        drafts.append(_draft(legs_of([(sender, receiver)], work.topology), portions, nbytes))
+    for (sender, receiver, *_), boxes in packed.items():
+        nbytes = sum(box.nbytes for box in boxes)
+        drafts.append(Draft(legs_of([(sender, receiver)], work.topology), boxes, max(1, nbytes)))
     return finished(work, drafts, note)
 
 
 def _chain(task: UnitTask, sender: int, work: Work) -> Draft:
     """The sender, then the receivers host by host, its own host first."""
     host_of = work.topology.host_of
-    own = host_of[sender]
-    hosts = sorted({host_of[d] for d in task.receivers}, key=lambda h: (h != own, h))
-    devices = chain_devices(sender, task.receivers, hosts, work.topology)
-    legs = legs_of(list(itertools.pairwise(devices)), work.topology)
-    nbytes = task.portion.nbytes
-    return _draft(legs, [task.portion], chunk_of(nbytes, legs, work.topology) if nbytes else 1)
-
-
-def _draft(legs: list[tuple[int, int, int, int]], portions: list[Portion], chunk: int) -> Draft:
-    nbytes = sum(portion.nbytes for portion in portions)
-    return Draft(hops=legs, pieces=portions, nbytes=nbytes, route=[], chunk=max(1, chunk))
+    receivers = sorted(task.receivers, key=lambda d: (host_of[d] != host_of[sender], host_of[d], d))
+    legs = legs_of(list(itertools.pairwise([sender, *receivers])), work.topology)
+    nbytes = task.box.nbytes
+    return Draft(legs, [task.box], chunk_of(nbytes, legs, work.topology) if nbytes else 1)

@@ -4,7 +4,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 
-from xmesh_reshard.baseline_tasks import Choice, Pairs, SenderChoice, UnitTask, chunk_of, legs_of, work_of
+from xmesh_reshard.baseline_tasks import Pairs, SenderChoice, UnitTask, chunk_of, legs_of, work_of
 from xmesh_reshard.layout import dtype_of
 from xmesh_reshard.moves import Collective, Script
 from xmesh_reshard.plans import Hop
@@ -13,7 +13,7 @@ from xmesh_reshard.topology import Topology
 _RING = 32  # devices in a ring from which its parts travel in chunks, to keep the number of flows small
 
 
-def local_allgather(transfers: Pairs, topology: Topology, *, senders: Choice = "first") -> Collective:
+def local_allgather(transfers: Pairs, topology: Topology, *, senders: str = "first") -> Collective:
     """One B-th of a part to each of the B receivers on a host, which then complete it among themselves: A t.
 
     Args:
@@ -39,7 +39,7 @@ def local_allgather(transfers: Pairs, topology: Topology, *, senders: Choice = "
     return _allgather(transfers, topology, senders, groups, "send/recv of parts and all-gather inside hosts")
 
 
-def global_allgather(transfers: Pairs, topology: Topology, *, senders: Choice = "first") -> Collective:
+def global_allgather(transfers: Pairs, topology: Topology, *, senders: str = "first") -> Collective:
     """One R-th of a part to each of its R receivers, then a ring all-gather over all of them: t + t (R - 1) / R.
 
     Args:
@@ -71,15 +71,15 @@ def gather_broadcast(transfers: Pairs, topology: Topology) -> Collective:
     work, script = work_of(transfers, topology), Script(topology)
     tasks: dict[int, list[UnitTask]] = {}
     for task in work.tasks:
-        tasks.setdefault(task.portion.group, []).append(task)
+        tasks.setdefault(task.box.group, []).append(task)
     before: list[int] = []
     for number, group in enumerate(work.groups):
         root = int(group.transfer.source.devices[0])
         gathered = []
         for task in tasks.get(number, []):
-            if root not in task.holders and task.portion.nbytes:
+            if root not in task.holders and task.box.nbytes:
                 hops = _hops([(task.holders[0], root)], topology)
-                gathered.append(script.add(hops, task.portion.nbytes))
+                gathered.append(script.add(hops, task.box.nbytes))
         host_of = topology.host_of
         receivers = [d for d in group.transfer.target.devices.tolist() if d != root]
         receivers.sort(key=lambda d: (host_of[d] != host_of[root], host_of[d], d))
@@ -101,13 +101,13 @@ COLLECTIVES: dict[str, Callable[[Pairs, Topology], Collective]] = {
 def _allgather(
     transfers: Pairs,
     topology: Topology,
-    senders: Choice,
+    senders: str,
     groups: Callable[[Sequence[int]], list[list[int]]],
     note: str,
 ) -> Collective:
     work, script, choice = work_of(transfers, topology), Script(topology), SenderChoice(topology, senders)
     for task in work.tasks:
-        sender, nbytes = choice.choose(task.holders, task.portion.nbytes), task.portion.nbytes
+        sender, nbytes = choice.choose(task.holders, task.box.nbytes), task.box.nbytes
         devices = [sender, *task.receivers]
         ready = script.begin(devices)
         ends = [move for ring in groups(task.receivers) for move in _scatter(script, sender, ring, nbytes, ready)]

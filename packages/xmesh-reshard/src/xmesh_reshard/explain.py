@@ -7,8 +7,8 @@ import numpy as np
 from rich.table import Table
 
 from common_core.console import as_text, table
-from xmesh_reshard.assigning import Demand, assign
-from xmesh_reshard.demands import demands_of
+from xmesh_reshard.assigning import assign
+from xmesh_reshard.baseline_tasks import needs_between_hosts, work_of
 from xmesh_reshard.plans import Plan
 
 _ROWS = 16  # rows of a table before the rest is counted
@@ -30,7 +30,7 @@ def explain(plan: Plan) -> str:
         >>> print(explain(size_only(case.transfers, case.topology)).splitlines()[0])
         1 tensor (4 MiB) between 16 devices on 4 hosts: 2 messages
     """
-    parts: list[Table | str] = [_headline(plan), *_bytes(plan), *_times(plan)]
+    parts: list[Table | str] = [_headline(plan), *_totals(plan)]
     for made in (_cards(plan), _methods(plan), _links(plan)):
         if made is not None:
             parts += ["", made]
@@ -84,29 +84,21 @@ def _headline(plan: Plan) -> str:
     )
 
 
-def _bytes(plan: Plan) -> list[str]:
-    demands = demands_of(plan.groups, plan.topology)
-    needed = sum(
-        len(hosts[1]) * portion.nbytes
-        for hosts, routes in demands.remote.items()
-        for portions in routes.values()
-        for portion in portions
-    )
+def _totals(plan: Plan) -> list[str]:
+    """What must move and does, and the bound."""
+    work = work_of(plan.tensors, plan.topology)
+    needs = needs_between_hosts(work)
+    needed = sum(len(need.receivers) * need.nbytes for need in needs)
     moved, inside = plan.network_bytes, int(np.trace(plan.bytes_matrix()))
-    kept = sum(portion.nbytes for _, portion in demands.copies)
+    kept = sum(box.nbytes for _, box in work.copies)
     more = f" ({moved / needed:.3g} times)" if needed and moved != needed else ""
-    return [
+    lines = [
         f"Between hosts at least {bytes_text(needed)} must move, {bytes_text(moved)} do{more}.",
         f"Inside hosts {bytes_text(inside)} move; {bytes_text(kept)} are there already.",
+        f"Planned time {seconds_text(plan.makespan)}, lower bound {seconds_text(plan.lower_bound)}: {_gap(plan)}.",
     ]
-
-
-def _times(plan: Plan) -> list[str]:
-    remote = demands_of(plan.groups, plan.topology).remote
-    wanted = [Demand(*hosts, sum(p.nbytes for row in rest.values() for p in row)) for hosts, rest in remote.items()]
-    lines = [f"Planned time {seconds_text(plan.makespan)}, lower bound {seconds_text(plan.lower_bound)}: {_gap(plan)}."]
-    if wanted:
-        found = assign(wanted, plan.topology)
+    if needs:
+        found = assign(needs, plan.topology)
         lines.append(f"The network cannot do it in less than {seconds_text(found.seconds)}: {found.cause}.")
     return lines
 

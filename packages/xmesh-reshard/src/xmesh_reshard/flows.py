@@ -59,7 +59,7 @@ class Times:
     Attributes:
         start: When nothing more was waited for, seconds; the latency comes after it.
         end: When the last byte arrived, seconds.
-        events: Number of events.
+        events: Number of spans of time between events.
     """
 
     start: Float[np.ndarray, "f"]

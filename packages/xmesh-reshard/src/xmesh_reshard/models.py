@@ -1,13 +1,12 @@
 """Tensors of the Llama 3 models, and moving them from a sharded trainer to tensor-parallel replicas."""
 
-from typing import Literal, SupportsFloat
+from typing import SupportsFloat
 
 from xmesh_reshard.cases import Case
 from xmesh_reshard.layout import Layout, Mesh
 from xmesh_reshard.plans import Transfer
 from xmesh_reshard.topology import Topology
 
-Size = Literal["8b", "70b"]
 _VOCABULARY, _HEAD = 128_256, 128
 # layers, width, width of the feed-forward part, heads, key and value heads (Llama Team 2024, Table 3)
 _FACTS = {"8b": (32, 4096, 14_336, 32, 8), "70b": (80, 8192, 28_672, 64, 8)}
@@ -15,7 +14,7 @@ _COLUMN = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "embed_tokens",
 _ROW = ("o_proj", "down_proj")  # cut by input features
 
 
-def llama_shapes(size: Size) -> dict[str, tuple[int, ...]]:
+def llama_shapes(size: str) -> dict[str, tuple[int, ...]]:
     """Name and shape of every weight, as checkpoints have them.
 
     Args:
@@ -51,7 +50,7 @@ def llama_shapes(size: Size) -> dict[str, tuple[int, ...]]:
 
 
 def llama_refit(
-    size: Size,
+    size: str,
     *,
     trainers: int = 64,
     tensor_parallel: int = 8,

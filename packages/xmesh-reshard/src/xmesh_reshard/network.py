@@ -1,7 +1,7 @@
 """Run a plan through a simulated network: hosts with cards, local links, racks and a core, shared max-min fairly."""
 
 from dataclasses import dataclass, replace
-from typing import Literal, final
+from typing import final
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -13,7 +13,6 @@ from xmesh_reshard.moves import Collective
 from xmesh_reshard.plans import Plan
 from xmesh_reshard.waiting import Edges, in_order, in_sequence
 
-Detail = Literal["auto", "chunks", "messages"]
 _MANY = 20_000  # chunks times hops from which a chain is taken as one flow
 
 
@@ -26,7 +25,7 @@ class Simulation:
         makespan: Seconds until the last byte has arrived.
         message_start: Start of each message, seconds.
         message_end: Arrival of its last byte at the last receiver, seconds.
-        port_names: Ports that carry something: ``host0 nic0 out``, ``device 3 in``, ``rack a up``, ``core``, ….
+        port_names: Ports with a limit that carry something: ``host0 nic0 out``, ``device 3 in``, ``rack a up``, ….
         port_rates: Their rates, bytes/s.
         port_bytes: Bytes that cross each.
         bar_port: Port of each bar of a Gantt chart: a hop of a message on a port.
@@ -75,7 +74,7 @@ class Simulation:
             port: One of ``port_names``.
 
         Raises:
-            ValueError: The port carries nothing or does not exist.
+            ValueError: The port carries nothing, has no limit or does not exist.
         """
         if port not in self.port_names:
             raise ValueError(f"no port {port!r} carries anything; those that do: {list(self.port_names[:8])}")
@@ -93,7 +92,7 @@ class Simulation:
         return f"Simulation({self.makespan:.4g} s, {len(self.message_end)} messages, busiest {self.critical!r})"
 
 
-def simulate(plan: Plan | Collective, *, detail: Detail = "auto", in_flight: int | None = 2) -> Simulation:
+def simulate(plan: Plan | Collective, *, detail: str = "auto", in_flight: int | None = 2) -> Simulation:
     """Execute a plan as the devices would, in a network that is shared max-min fairly.
 
     Every device works off its steps in the plan's order with ``in_flight`` messages under way, and passes chunks on as
@@ -151,7 +150,7 @@ def _columns(collective: Collective) -> tuple[Hops, np.ndarray, np.ndarray]:
     return hops, np.array([m.nbytes for m in moves], np.int64), np.array([m.chunk for m in moves], np.int64)
 
 
-def _whole(hops: Hops, nbytes: np.ndarray, chunk: np.ndarray, detail: Detail) -> np.ndarray:
+def _whole(hops: Hops, nbytes: np.ndarray, chunk: np.ndarray, detail: str) -> np.ndarray:
     """Messages to take as one flow: those of several chunks."""
     count, legs = np.maximum(1, -(-nbytes // chunk)), np.diff(hops.ptr)
     if detail == "chunks" or (detail == "auto" and int((count * legs).sum()) <= _MANY):
@@ -176,7 +175,9 @@ def _run(nodes: Nodes, edges: Edges) -> tuple[Times, int]:
 
 def _summary(nodes: Nodes, nbytes: np.ndarray, times: Times, flows: int) -> Simulation:
     message = nodes.hops.message
-    start, end = times.start[nodes.first] + nodes.head, times.end[nodes.last] + nodes.tail
+    # A chain taken as one flow uses a port all the time that the flow takes, shifted by the fill.
+    shift = np.where(nodes.whole[message], nodes.tail, 0.0)
+    start, end = times.start[nodes.first] + shift, times.end[nodes.last] + shift
     begin, arrive = np.full(len(nbytes), np.inf), np.zeros(len(nbytes))
     np.minimum.at(begin, message, start)
     np.maximum.at(arrive, message, end)
@@ -184,10 +185,10 @@ def _summary(nodes: Nodes, nbytes: np.ndarray, times: Times, flows: int) -> Simu
     port = nodes.ports[hop, column]
     carried = np.zeros(len(nodes.links.rates), np.int64)
     np.add.at(carried, port, nbytes[message[hop]])
-    used = np.flatnonzero(carried > 0)
+    used = np.flatnonzero((carried > 0) & np.isfinite(nodes.links.rates))
     number = np.full(len(carried), -1, np.int64)
     number[used] = np.arange(len(used))
-    moved = carried[port] > 0
+    moved = number[port] >= 0
     hop, port = hop[moved], number[port[moved]]
     return Simulation(
         float(end.max(initial=0.0)),

@@ -5,7 +5,8 @@ With ``in_flight`` messages under way at a device, which leaves the oldest first
 1. a message begins when all but the last ``in_flight - 1`` before it have been left,
 2. a receive stands ready once at most one chunk of the message before it is missing,
 3. a first sender begins when the messages before it have been passed on,
-4. a message is passed on when all before it have been left.
+4. a message is passed on when all before it have been left,
+5. between two devices, what is sent first is received first.
 """
 
 import numpy as np
@@ -75,6 +76,13 @@ def in_order(nodes: Nodes, in_flight: int, skip: np.ndarray) -> Edges:
         steps.heads(edges, nodes.last[old], nodes.tail[old], now[passed])
         relays = receives & (steps.outs[now] > 0)
         steps.sends(edges, ends[0][before[relays]], ends[1][before[relays]], now[relays])
+    hops = nodes.hops
+    order = np.lexsort((hops.message, hops.target, hops.source))
+    order = order[~skip[hops.message[order]]]
+    one, two = order[:-1], order[1:]
+    same = (hops.source[one] == hops.source[two]) & (hops.target[one] == hops.target[two])
+    one, two = one[same], two[same]
+    edges.add(nodes.last[one], nodes.tail[one], nodes.first[two], nodes.head[two])
     return edges
 
 
