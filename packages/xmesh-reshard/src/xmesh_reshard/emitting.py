@@ -57,13 +57,15 @@ class Supply:
 
     def __init__(self, stock: Stock, routes: Sequence[tuple[Route, np.ndarray]]) -> None:
         self._stock = stock
-        self._routes = deque((route, Queue(stock, pieces)) for route, pieces in routes)
+        self._routes = deque(routes)
+        self._open: Queue | None = None  # the first route's pieces, once some are taken
 
     def take(self, amount: float, slack: float = 0.0) -> list[tuple[Route, np.ndarray]]:
         """About ``amount`` bytes, short by less than an element or ``slack``."""
         found = []
         while self._routes and amount > slack:
-            route, queue = self._routes[0]
+            route, pieces = self._routes[0]
+            queue = self._open = self._open or Queue(self._stock, pieces)
             taken = queue.take(amount, slack)
             amount -= self._stock.total(taken)
             if len(taken):
@@ -71,12 +73,16 @@ class Supply:
             if queue:
                 break
             self._routes.popleft()
+            self._open = None
         return found
 
     def everything(self) -> list[tuple[Route, np.ndarray]]:
         """All that is left."""
-        found = [(route, queue.everything()) for route, queue in self._routes if queue]
+        found = list(self._routes)
+        if self._open is not None:
+            found[0] = (found[0][0], self._open.everything())
         self._routes.clear()
+        self._open = None
         return found
 
 
@@ -157,8 +163,8 @@ def draft(
 
 def bundles(stock: Stock, pieces: np.ndarray, largest: int) -> list[np.ndarray]:
     """Pieces together up to a size; larger ones are cut, down to single elements."""
-    if stock.total(pieces) <= largest:
-        return [pieces]
+    if len(pieces) == 0 or stock.total(pieces) <= largest:
+        return [pieces] if len(pieces) else []
     queue, found = Queue(stock, pieces), []
     while queue:
         taken = queue.take(float(largest))

@@ -125,7 +125,7 @@ def _jobs(
                 pools.setdefault(hosts, {}).setdefault(route, []).append(pieces)
     jobs, supplies = [], []
     for hosts, pool in pools.items():
-        joined = [(route, np.concatenate(parts)) for route, parts in pool.items()]
+        joined = [(route, parts[0] if len(parts) == 1 else np.concatenate(parts)) for route, parts in pool.items()]
         jobs.append(Job(hosts, sum(stock.total(pieces) for _, pieces in joined)))
         supplies.append(Supply(stock, joined))
     return jobs, supplies
