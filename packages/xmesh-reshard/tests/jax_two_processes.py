@@ -81,7 +81,9 @@ def main(port, index, path):
 
     whole = Mesh(devices, ("x",))
     check("same devices", some["a"][:6], NamedSharding(whole, P("x")), NamedSharding(whole, P()))
-    check("same devices, planned", some["a"][:6], NamedSharding(whole, P("x")), NamedSharding(whole, P()), method="plan")
+    check(
+        "same devices, planned", some["a"][:6], NamedSharding(whole, P("x")), NamedSharding(whole, P()), method="plan"
+    )
     check("elsewhere", some["a"], SingleDeviceSharding(devices[0]), SingleDeviceSharding(devices[1]))
     check("one to all", some["a"], SingleDeviceSharding(devices[4]), NamedSharding(whole, P()))
 
@@ -92,7 +94,9 @@ def main(port, index, path):
         for _ in range(2):
             shape = [(1, 1), (2, 1), (2, 2), (3, 2), (1, 4)][rng.integers(5)]
             mesh = Mesh(rng.permutation(devices)[: np.prod(shape)].reshape(shape), ("x", "y"))
-            sides.append(NamedSharding(mesh, [P("x", "y"), P(None, ("y", "x")), P("y"), P(), P(None, "x")][rng.integers(5)]))
+            sides.append(
+                NamedSharding(mesh, [P("x", "y"), P(None, ("y", "x")), P("y"), P(), P(None, "x")][rng.integers(5)])
+            )
         tree[k], froms[k], tos[k] = value((12, 24), names[rng.integers(len(names))], k), *sides
     check("random", tree, froms, tos, transport=JaxTransport(buffer=700), method="plan")
 

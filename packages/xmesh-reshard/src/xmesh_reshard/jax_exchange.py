@@ -12,9 +12,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int
 
 from xmesh_reshard.jax_packing import Size, read, read_whole, write
+from xmesh_reshard.jax_rounds import Batch, Pairs
 from xmesh_reshard.layout import Layout, dtype_of
 from xmesh_reshard.plans import Piece, Plan
-from xmesh_reshard.jax_rounds import Batch, Pairs
 
 Parts = dict[tuple[str, int], jax.Array]  # by tensor and device number
 

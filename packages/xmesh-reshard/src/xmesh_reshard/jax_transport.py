@@ -12,9 +12,9 @@ from xmesh_reshard import quantities
 from xmesh_reshard.jax_agreement import agree
 from xmesh_reshard.jax_exchange import Exchange, Parts, blank, corners, lengths
 from xmesh_reshard.jax_packing import move
+from xmesh_reshard.jax_rounds import batches
 from xmesh_reshard.layout import Layout
 from xmesh_reshard.plans import Piece, Plan, Transfer
-from xmesh_reshard.jax_rounds import batches
 from xmesh_reshard.transports.errors import PartError
 from xmesh_reshard.transports.packing import check_cast
 
@@ -40,14 +40,8 @@ class JaxTransport:
         keep: Number of plans whose programs are kept.
 
     Example:
-        >>> import jax.numpy as jnp
-        >>> from jax.sharding import SingleDeviceSharding
-        >>> from xmesh_reshard import Layout, Topology, plan
-        >>> here = SingleDeviceSharding(jax.devices()[0])
-        >>> layout = Layout.from_named_sharding(here, (3,), "int32")
-        >>> made = plan({"x": (layout, layout)}, Topology.uniform(1, 1))
-        >>> JaxTransport().execute(made, {"x": jnp.arange(3)}, {"x": here})["x"]
-        Array([0, 1, 2], dtype=int32)
+        >>> JaxTransport(buffer="256MiB").buffer
+        268435456
     """
 
     def __init__(

@@ -39,13 +39,10 @@ class ShardServer:
         tensors: Whether its parts are PyTorch tensors rather than NumPy arrays.
 
     Example:
-        >>> from xmesh_reshard import Layout, Mesh, Topology, plan
-        >>> layout = Layout.sharded((4,), "float32", Mesh.grid((1,)), "R")
         >>> server = ShardServer(0)
         >>> server.put_part("w", np.ones(4, np.float32))
-        >>> server.join(*server.found("127.0.0.1"), [0])
-        >>> server.execute_plan(plan({"w": (layout, layout)}, Topology.uniform(1, 1))).messages
-        0
+        >>> server.get_part("w").shape
+        (4,)
     """
 
     def __init__(self, device: int, *, tensors: bool = False) -> None:
