@@ -189,3 +189,14 @@ def test_uneven_networks_come_near_the_bound(alpha: float) -> None:
     target = Layout.sharded((4 << 20,), "float32", Mesh.grid((4,), first=1), "S0")
     made = plan({"x": (source, target)}, Topology(hosts, alpha))
     assert made.gap <= 0.01
+
+
+def test_planning_needs_no_framework() -> None:
+    code = (
+        "import sys, xmesh_reshard\n"
+        "early = sorted({'numpy', 'scipy', 'torch', 'jax', 'ray', 'matplotlib'} & sys.modules.keys())\n"
+        "xmesh_reshard.plan, xmesh_reshard.simulate, xmesh_reshard.schedule, xmesh_reshard.baselines\n"
+        "print(early, sorted({'torch', 'jax', 'ray', 'matplotlib'} & sys.modules.keys()))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[] []"

@@ -13,12 +13,29 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from xmesh_reshard import baselines as baselines
+    from xmesh_reshard import cases as cases
+    from xmesh_reshard import models as models
+    from xmesh_reshard import pipeline as pipeline
+    from xmesh_reshard import transports as transports
+    from xmesh_reshard.io import FormatError as FormatError
+    from xmesh_reshard.io import load_plan as load_plan
+    from xmesh_reshard.io import save_plan as save_plan
     from xmesh_reshard.layout import Layout as Layout
     from xmesh_reshard.layout import LayoutError as LayoutError
     from xmesh_reshard.layout import Mesh as Mesh
+    from xmesh_reshard.network import Simulation as Simulation
+    from xmesh_reshard.network import simulate as simulate
+    from xmesh_reshard.pipeline import Instruction as Instruction
+    from xmesh_reshard.pipeline import Schedule as Schedule
+    from xmesh_reshard.pipeline import run_schedule as run_schedule
+    from xmesh_reshard.pipeline import schedule as schedule
     from xmesh_reshard.planning import plan as plan
+    from xmesh_reshard.plans import Message as Message
+    from xmesh_reshard.plans import Piece as Piece
     from xmesh_reshard.plans import Plan as Plan
     from xmesh_reshard.plans import Transfer as Transfer
+    from xmesh_reshard.resharding import reshard as reshard
     from xmesh_reshard.topology import Host as Host
     from xmesh_reshard.topology import Nic as Nic
     from xmesh_reshard.topology import Topology as Topology
@@ -28,20 +45,35 @@ __version__ = "0.1.0"
 
 # Everything is imported when it is first used: `import xmesh_reshard` stays fast.
 _LATER = {
+    "FormatError": "io",
     "Host": "topology",
+    "Instruction": "pipeline",
     "Layout": "layout",
     "LayoutError": "layout",
     "Mesh": "layout",
+    "Message": "plans",
     "Nic": "topology",
+    "Piece": "plans",
     "Plan": "plans",
+    "Schedule": "pipeline",
+    "Simulation": "network",
     "Topology": "topology",
     "TopologyError": "topology",
     "Transfer": "plans",
+    "load_plan": "io",
     "plan": "planning",
+    "reshard": "resharding",
+    "run_schedule": "pipeline",
+    "save_plan": "io",
+    "schedule": "pipeline",
+    "simulate": "network",
 }
+_MODULES = ("baselines", "cases", "models", "pipeline", "transports")
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"xmesh_reshard.{name}")
     if name in _LATER:
         found = getattr(import_module(f"xmesh_reshard.{_LATER[name]}"), name)
         globals()[name] = found
@@ -50,4 +82,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LATER})
+    return sorted({*globals(), *_LATER, *_MODULES})
