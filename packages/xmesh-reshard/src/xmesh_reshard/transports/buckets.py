@@ -48,10 +48,16 @@ class Ports:
         self._times = mmap.mmap(self._file.fileno(), 16 * len(topology.hosts))
 
     @classmethod
-    def make(cls, path: str | Path, topology: Topology, clock: Callable[[], float] = time.monotonic) -> "Ports":
+    def make(
+        cls,
+        path: str | Path,
+        topology: Topology,
+        clock: Callable[[], float] = time.monotonic,
+        slack: float = 3e-3,
+    ) -> "Ports":
         """Write the file and open it."""
         Path(path).write_bytes(bytes(16 * len(topology.hosts)))
-        return cls(path, topology, clock)
+        return cls(path, topology, clock, slack)
 
     def reserve(self, source: int, target: int, nbytes: int) -> float:
         """Take both ports for a chunk between two hosts; when its last byte is through, by the clock."""

@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, SupportsFloat, final
+from typing import Any, SupportsFloat, final
 
 import numpy as np
 
@@ -21,8 +21,6 @@ from xmesh_reshard.transports.errors import PeerLostError, TransportError
 from xmesh_reshard.transports.executor import Report
 from xmesh_reshard.transports.nursery import Order, Rank, RankResult, read_frame, write_frame
 from xmesh_reshard.transports.shaping import why_no_namespaces
-
-Links = Literal["netns", "bucket"] | None
 
 
 class LaunchError(TransportError):
@@ -54,7 +52,7 @@ def run_local(
     plan: Plan,
     parts: Mapping[int, Mapping[str, np.ndarray]] | Callable[[int], Mapping[str, np.ndarray]],
     *,
-    links: Links = None,
+    links: str | None = None,
     repeats: int = 1,
     keep: bool = True,
     timeout: SupportsFloat = 120.0,
@@ -109,7 +107,7 @@ def run_ranks(
     *common: Any,
     each: Sequence[tuple[Any, ...]] | None = None,
     devices: Sequence[int] | None = None,
-    links: Links = None,
+    links: str | None = None,
     timeout: SupportsFloat = 120.0,
     strict: bool = True,
 ) -> list[Any]:
@@ -132,7 +130,7 @@ def run_ranks(
         :class:`~xmesh_reshard.transports.nursery.RankResult` for each.
 
     Raises:
-        LaunchError: A rank failed; of several the one that did not fail because of another.
+        LaunchError: A rank failed; of several the first that did not fail because of another.
         TypeError: The function is no function of a module.
     """
     if links not in (None, "netns", "bucket"):
@@ -162,7 +160,7 @@ def _order(
     each: tuple[bytes, ...],
     devices: tuple[int, ...],
     topology: Topology,
-    links: Links,
+    links: str | None,
     timeout: float,
 ) -> Order:
     name, module = getattr(function, "__qualname__", ""), getattr(function, "__module__", None)
@@ -177,7 +175,7 @@ def _raise_first(results: Sequence[RankResult]) -> None:
     failed = [result for result in results if result.error is not None]
     if not failed:
         return
-    first = min(failed, key=lambda result: isinstance(result.error, PeerLostError | TimeoutError))
+    first = min(failed, key=lambda result: (isinstance(result.error, PeerLostError | TimeoutError), result.when))
     where = "the ranks could not be started" if first.rank < 0 else f"rank {first.rank} failed"
     text = f"{where}: {type(first.error).__name__}: {first.error}"
     raise LaunchError(f"{text}\n{first.trace}" if first.trace else text) from first.error

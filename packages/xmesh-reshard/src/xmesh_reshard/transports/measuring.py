@@ -7,7 +7,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, SupportsFloat, final
 
 import numpy as np
 
@@ -88,7 +88,7 @@ def fit_line(sizes: Sequence[int], seconds: Sequence[float]) -> Fit:
 
 
 def measure_topology(
-    processes: int = 2, *, sizes: Sequence[int] = SIZES, repeats: int = 9, timeout: float = 120.0
+    processes: int = 2, *, sizes: Sequence[int] = SIZES, repeats: int = 9, timeout: SupportsFloat = 120.0
 ) -> Topology:
     """Measure this machine: one host, messages between local processes over torch.distributed (gloo).
 
@@ -107,7 +107,7 @@ def measure_topology(
 
 
 def measure_local(
-    processes: int = 2, *, sizes: Sequence[int] = SIZES, repeats: int = 9, timeout: float = 120.0
+    processes: int = 2, *, sizes: Sequence[int] = SIZES, repeats: int = 9, timeout: SupportsFloat = 120.0
 ) -> Measurement:
     """As :func:`measure_topology`, with the fits and their quality."""
     from xmesh_reshard.transports.launcher import run_ranks

@@ -14,7 +14,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
@@ -87,12 +87,14 @@ class RankResult:
         value: What the function returned.
         error: What it raised, or what else ended it, None if nothing.
         trace: The traceback as text.
+        when: Time of the end, by the machine's monotonic clock.
     """
 
     rank: int
     value: Any = None
     error: BaseException | None = None
     trace: str = ""
+    when: float = field(default_factory=time.monotonic)
 
 
 class RankDied(RuntimeError):  # noqa: N818 (an event rather than an error of the rank)
@@ -133,7 +135,8 @@ def main() -> None:
     """Serve orders from standard input until it ends."""
     replies = os.dup(1)
     os.dup2(2, 1)  # what ranks print must not mix with the replies
-    for name in ("torch.distributed", "numpy.ma", "xmesh_reshard.transports.torch_transport"):  # once for all ranks
+    # What ranks use is imported once for all of them.
+    for name in ("torch.distributed", "numpy.ma", "scipy.optimize", "xmesh_reshard.transports.torch_transport"):
         importlib.import_module(name)
     while (frame := read_frame(0)) is not None:
         results = _launch(pickle.loads(frame))

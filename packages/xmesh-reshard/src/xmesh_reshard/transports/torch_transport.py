@@ -5,7 +5,7 @@ import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
-from typing import Any, Literal, SupportsFloat, final
+from typing import Any, SupportsFloat, final
 
 import torch
 import torch.distributed as dist
@@ -18,7 +18,6 @@ from xmesh_reshard.transports.executor import Report, execute, program_of
 from xmesh_reshard.transports.rounds import depths, execute_rounds
 from xmesh_reshard.transports.torch_packing import TorchPacker
 
-Schedule = Literal["auto", "free", "rounds"]
 _TAGS = 2**24  # tags of messages; one more is for closing
 
 
@@ -62,7 +61,7 @@ class TorchTransport:
         timeout: SupportsFloat = 300.0,
         checksum: bool = False,
         window: int = 2,
-        schedule: Schedule = "auto",
+        schedule: str = "auto",
         store: Any = None,
         wrap: Any = None,
     ) -> None:
