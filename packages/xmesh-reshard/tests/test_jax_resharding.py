@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
@@ -68,7 +69,8 @@ def test_within_a_transformation_it_says_what_to_do(transform):
         transform(lambda x: reshard(x, target).sum())(jnp.ones((1,)))
 
 
-def test_bad_arguments_are_refused():
+def test_bad_arguments_are_refused(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # our own messages
     target = NamedSharding(mesh([0, 1], 2), P("x"))
     array = jax.device_put(np.zeros(4, np.float32), jax.devices()[3])
     with pytest.raises(ValueError, match="'auto', 'plan' or 'device_put'"):
@@ -99,7 +101,8 @@ class Device:
         self.id, self.process_index, self.slice_index = number, process, piece
 
 
-def test_hosts_are_processes_or_slices():
+def test_hosts_are_processes_or_slices(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # our own messages
     devices = [Device(8 * p + k, p, p // 2) for p in range(4) for k in range(2)]
     found = topology_of_devices(devices, nic="80Gbit", nics=2, alpha="2s")
     assert [host.devices for host in found.hosts] == [(0, 1), (8, 9), (16, 17), (24, 25)]
