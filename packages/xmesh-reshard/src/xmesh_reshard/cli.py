@@ -262,7 +262,7 @@ def schedule(
             raise ValueError("--gantt, --save, --chunks and --max-inflight are for one kind; give one instead of all")
         return comparison(_KINDS, stages, microbatches, times, pairs(skips, stages), split_backward)
     options = {"chunks": chunks, "split_backward": split_backward, "max_inflight": max_inflight}
-    made, timeline, answer = one(kind, stages, microbatches, times, pairs(skips, stages), options, overlap)
+    made, timeline, data, shown = one(kind, stages, microbatches, times, pairs(skips, stages), options, overlap)
     if gantt is not None:
         from xmesh_reshard.pipeline import gantt_svg
 
@@ -270,7 +270,7 @@ def schedule(
     if save is not None:
         write_bytes_atomic(save, made.to_json().encode() + b"\n")
     wrote = [f"wrote {file}" for file in (gantt, save) if file is not None]
-    return Answer(answer.data, [*answer.shown, *wrote], answer.status)
+    return Answer(data, [*shown, *wrote], OK if data["status"] == "COMPLETE" else FELL_SHORT)
 
 
 def measure(

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from common_core.cli import FELL_SHORT, OK, Answer
+from common_core.cli import Answer
 from xmesh_reshard.cli_show import schedule_table
 from xmesh_reshard.pipeline import Schedule, Status, Timeline
 from xmesh_reshard.pipeline import schedule as make_schedule
@@ -15,8 +15,8 @@ _WIDE = 240  # characters of a device's line of instructions
 
 def one(
     kind: str, stages: int, microbatches: int, times: Times, skips: Pairs, options: Mapping[str, Any], overlap: bool
-) -> tuple[Schedule, Timeline, Answer]:
-    """A schedule, its timeline, and both in words.
+) -> tuple[Schedule, Timeline, dict[str, Any], list[str]]:
+    """A schedule, its timeline, and both as data and in words.
 
     Args:
         kind: The rule.
@@ -34,14 +34,14 @@ def one(
     lines = [line if len(line) <= _WIDE else line[:_WIDE] + " …" for line in made.table().splitlines()]
     shown = ["\n".join(lines), ""]
     if timeline.status is not Status.COMPLETE:
-        return made, timeline, Answer(data, [*shown, f"{timeline.status}: {timeline.reason}"], FELL_SHORT)
+        return made, timeline, data, [*shown, f"{timeline.status}: {timeline.reason}"]
     stands = f"devices stand still for communication for at most {max(timeline.exposed_communication):g} s"
     shown += [
         f"{timeline.makespan:g} s; no schedule of the same passes takes less than {bound:g} s",
         f"{stands}, idle {timeline.bubble_fraction:.1%} of the time",
         f"activations held at most, by device: {' '.join(map(str, made.peak_inflight()))}",
     ]
-    return made, timeline, Answer(data, shown)
+    return made, timeline, data, shown
 
 
 def comparison(
@@ -79,7 +79,7 @@ def comparison(
     passes = "split backward passes" if split_backward else "whole backward passes"
     note = f"\nbound: no schedule of whole stages and {passes} takes less than {bound:g} s"
     data = {"stages": stages, "microbatches": microbatches, "lower_bound": bound, "schedules": rows}
-    return Answer(data, [schedule_table(rows, bound), note], OK)
+    return Answer(data, [schedule_table(rows, bound), note])
 
 
 def durations(made: Schedule, times: Times, skips: Pairs) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def compare(case: Case, plan: Plan, methods: Sequence[str]) -> list[Row]:
     """
     if unknown := [name for name in methods if name not in METHODS]:
         raise ValueError(f"there is no method {unknown[0]!r} to compare with; there are {', '.join(METHODS)}")
-    rows = []
+    rows: list[Row] = []
     for name in ("plan", *methods):
         made = plan if name == "plan" else METHODS[name](case.transfers, case.topology)
         ordered, at_once = times(made)

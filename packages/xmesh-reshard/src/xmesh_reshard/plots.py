@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from common_core.plotting import COLORS, new_figure
 from xmesh_reshard.network import Simulation
@@ -150,7 +150,9 @@ def bars_figure(
     axes.set(ylabel=label, xlim=(-0.6, len(cases) - 0.4))
     if logarithmic:
         axes.set_yscale("log", base=2)
-        axes.yaxis.set_major_formatter(ScalarFormatter())
+        axes.yaxis.set_major_formatter(FuncFormatter(_plain))
+        least = min(value for values in (*series.values(), bounds or {}) for value in values.values())
+        axes.set_ylim(bottom=least / 1.5)
     axes.grid(visible=False, axis="x")
     axes.legend(fontsize=8, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4)
     return figure
@@ -178,7 +180,9 @@ def scatter_figure(groups: Mapping[str, Sequence[tuple[float, float]]], *, band:
         axes.plot(x, y, color=color, marker=marker, linestyle="none", markersize=5, label=name)
     axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends, xlabel="simulated (s)", ylabel="measured (s)")
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(ScalarFormatter())
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_major_formatter(FuncFormatter(_plain))
+        axis.set_minor_formatter(NullFormatter())
     axes.legend(fontsize=8, frameon=False)
     return figure
 
@@ -223,6 +227,11 @@ def _lanes(bars: Sequence[tuple[float, float, int]]) -> list[int]:
         free[lane : lane + 1] = [end]
         lanes.append(lane)
     return lanes
+
+
+def _plain(value: float, _: object) -> str:
+    """A tick of a logarithmic axis without an exponent."""
+    return f"{value:g}"
 
 
 def _time(seconds: float) -> tuple[str, float]:

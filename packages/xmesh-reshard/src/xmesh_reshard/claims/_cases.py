@@ -1,0 +1,85 @@
+"""Settings and measurements that the claims share."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+
+from xmesh_reshard.baselines import PLANS
+from xmesh_reshard.cases import Case
+from xmesh_reshard.collectives import COLLECTIVES
+from xmesh_reshard.moves import Collective
+from xmesh_reshard.network import simulate
+from xmesh_reshard.planning import plan
+from xmesh_reshard.plans import Plan
+
+DRAWS = {"matplotlib": "xmesh-reshard[claims]"}
+RUNS = {**DRAWS, "torch": "xmesh-reshard[claims]"}
+WORDS = {
+    "plan": "planned",
+    "send_recv": "send/recv",
+    "send_recv_balanced": "send/recv, balanced",
+    "naive_broadcast": "broadcast, naive order",
+    "size_only": "broadcast, balanced by size",
+    "local_allgather": "local all-gather",
+    "global_allgather": "global all-gather",
+}
+ALPHA = "1ms"  # what a message costs between local processes beside its bytes, all waits of the token bucket included
+
+
+@final
+@dataclass(frozen=True)
+class Measured:
+    """A plan on real processes.
+
+    Attributes:
+        seconds: Median over the repetitions.
+        wrong: New parts that differ from slicing the whole tensor.
+    """
+
+    seconds: float
+    wrong: int
+
+
+def made(name: str, case: Case) -> Plan | Collective:
+    """Ours (``plan``) or a baseline for a case."""
+    if name == "plan":
+        return plan(case.transfers, case.topology)
+    return {**PLANS, **COLLECTIVES}[name](case.transfers, case.topology)
+
+
+def executable(name: str, case: Case) -> Plan:
+    """As `made`, for methods that are plans."""
+    return plan(case.transfers, case.topology) if name == "plan" else PLANS[name](case.transfers, case.topology)
+
+
+def at_best(found: Plan | Collective) -> float:
+    """Simulated seconds, in the plan's order or with everything sent off at once: what is better for the method."""
+    if isinstance(found, Collective):
+        return simulate(found).makespan
+    return min(simulate(found, in_flight=number).makespan for number in (2, None))
+
+
+def links() -> str:
+    """How real links are slowed here: by the kernel where that is allowed, else by token buckets."""
+    from xmesh_reshard.transports.shaping import why_no_namespaces
+
+    return "bucket" if why_no_namespaces() else "netns"
+
+
+def measured(found: Plan, seed: int, how: str, repeats: int) -> Measured:
+    """Execute a plan on gloo processes over slowed links, and compare the results bit by bit."""
+    from xmesh_reshard.cli_run import contents, count_wrong, parts_of
+    from xmesh_reshard.transports.launcher import run_local
+
+    whole = contents(found.tensors, seed)
+    way: Any = how
+    run = run_local(found, parts_of(found.tensors, whole), links=way, repeats=repeats, timeout=110.0)
+    return Measured(run.median, count_wrong(found.tensors, whole, run.parts))
+
+
+def spread(values: Mapping[str, float]) -> tuple[float, float, float]:
+    """Median, ninetieth percentile and largest of values."""
+    found = np.array(list(values.values()))
+    return float(np.median(found)), float(np.quantile(found, 0.9)), float(found.max())
