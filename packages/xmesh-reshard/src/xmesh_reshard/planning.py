@@ -70,7 +70,9 @@ def plan(
     inside = [
         _inside_host(host, table, demands.stock, topology, options) for host, table in sorted(demands.local.items())
     ]
-    drafts = sorted([*network.drafts, *(d for level in inside for d in level.drafts)], key=lambda d: d.start)
+    # Small messages come first: among large ones, each would make all the devices it passes wait for one another.
+    drafts = [*network.drafts, *(message for level in inside for message in level.drafts)]
+    drafts.sort(key=lambda message: (message.nbytes >= options.smallest, message.start))
     settle(drafts, network.ports, topology, options.smallest)
     makespan = timed(drafts, network.ports, topology)
     bound, cause = max([network.bound, *(level.bound for level in inside), _by_device(demands, topology)])
