@@ -18,7 +18,7 @@ class Task:
 
     Attributes:
         holders: Hosts that may send it, ascending.
-        receivers: Hosts that need it.
+        receivers: Hosts that need it; none where it stays in its host.
         seconds: How long it takes.
     """
 
@@ -140,7 +140,8 @@ def _conflict_free(
         if not free or not receivers.isdisjoint(task.receivers):
             continue
         weight = np.array([top - load[h] + task.seconds for h in free])
-        sender = free[int(rng.choice(len(free), p=weight / weight.sum()))] if len(free) > 1 else free[0]
+        chances = weight / weight.sum() if weight.sum() > 0 else None  # all alike where nothing takes time
+        sender = free[int(rng.choice(len(free), p=chances))]
         senders.add(sender)
         receivers.update(task.receivers)
         after[sender] += task.seconds
@@ -199,7 +200,7 @@ class _Search:
         starts = []
         for k in sorted(left):
             task = self.tasks[k]
-            ready = max(self.into.get(r, 0.0) for r in task.receivers)
+            ready = max((self.into.get(r, 0.0) for r in task.receivers), default=0.0)
             starts += [(max(ready, self.out.get(h, 0.0)), -task.seconds, k, h) for h in task.holders]
         for start, _, k, sender in sorted(starts):
             self._take(left, end, k, sender, start)

@@ -130,14 +130,14 @@ def plan_from_json(content: Mapping[str, Any]) -> Plan:
             tuple(str(note) for note in content["notes"]),
         )
         _agree(plan)
-        found = plan.hash()
+        agrees = plan.hash() == content["hash"]
     except FormatError:
         raise
     except KeyError as error:
         raise FormatError(f"a plan lacks the entry {error}; plan again") from None
     except (AttributeError, IndexError, OverflowError, TypeError, ValueError) as error:
         raise FormatError(f"not a plan: {error}; plan again") from None
-    if found != content["hash"]:
+    if not agrees:
         raise FormatError("the plan's hash is not that of its content: the file does not agree with itself; plan again")
     return plan
 
@@ -165,7 +165,7 @@ def _group(entry: Mapping[str, Any], layouts: list[Layout]) -> Group:
 
 
 def _tables(columns: Mapping[str, Any], dims: int) -> Tables:
-    made = {}
+    made: dict[str, np.ndarray] = {}
     for entry in fields(Tables):
         raw = columns[entry.name]
         if entry.name in _FLOATS:
@@ -173,33 +173,34 @@ def _tables(columns: Mapping[str, Any], dims: int) -> Tables:
             continue
         box = entry.name.endswith(("_lower", "_upper"))
         made[entry.name] = np.array(raw, np.int64).reshape((len(raw), dims) if box else len(raw))
+    sizes = {name: len(made[name]) for name in ("nbytes", "hop_source", "piece_group", "copy_device")}
+    for name, column in made.items():
+        prefix = name.split("_")[0]
+        like = {"hop": "hop_source", "piece": "piece_group", "copy": "copy_device"}.get(prefix, "nbytes")
+        wanted = sizes["nbytes"] + 1 if name.endswith("_ptr") else sizes[like]
+        if len(column) != wanted:
+            raise FormatError(f"the column {name} has {len(column)} entries; {wanted} belong there")
     return Tables(**made)
 
 
 def _agree(plan: Plan) -> None:
     """Refuse tables whose columns do not fit each other, the tensors or the network."""
     t, groups = plan.tables, plan.groups
-    m, h, p, c = len(t.nbytes), len(t.hop_source), len(t.piece_group), len(t.copy_device)
-    sizes = [(name, m) for name in ("chunk", "star", "start", "end")]
-    sizes += [(name, h) for name in ("hop_target", "hop_out", "hop_into")]
-    sizes += [(name, p) for name in ("piece_first", "piece_last", "piece_lower", "piece_upper")]
-    sizes += [(name, c) for name in ("copy_group", "copy_lower", "copy_upper")]
-    for name, size in sizes:
-        if len(getattr(t, name)) != size:
-            raise FormatError(f"the column {name} has {len(getattr(t, name))} entries; {size} belong there")
-    for name, last in (("hop_ptr", h), ("piece_ptr", p)):
+    for name, last in (("hop_ptr", len(t.hop_source)), ("piece_ptr", len(t.piece_group))):
         ptr = getattr(t, name)
-        if len(ptr) != m + 1 or ptr[0] != 0 or ptr[-1] != last or (np.diff(ptr) < 0).any():
-            raise FormatError(f"the column {name} does not divide {last} rows among {m} messages")
+        if ptr[0] != 0 or ptr[-1] != last or (np.diff(ptr) < 0).any():
+            raise FormatError(f"the column {name} does not divide {last} rows among {len(t.nbytes)} messages")
     if _outside(t.piece_group, len(groups)) or _outside(t.copy_group, len(groups)):
         raise FormatError("the plan does not agree with itself: a piece of an unknown tensor")
     counts = np.array([len(group.names) for group in groups], np.int64)
     known = {*plan.topology.host_of}
+    devices = {*t.hop_source.tolist(), *t.hop_target.tolist(), *t.copy_device.tolist(), *plan.devices}
+    beyond = (t.piece_first < 0) | (t.piece_last > counts[t.piece_group])
     for bad, what in (
         ((np.diff(t.hop_ptr) < 1).any(), "a message has no hop"),
         ((t.nbytes < 0).any() or (t.chunk < 1).any(), "a message has a negative size or an empty chunk"),
-        (not {*t.hop_source.tolist(), *t.hop_target.tolist(), *t.copy_device.tolist()} <= known, "an unknown device"),
-        ((t.piece_first < 0).any() or (t.piece_last > counts[t.piece_group]).any(), "a piece of an unknown tensor"),
+        (not devices <= known, "an unknown device"),
+        (beyond.any(), "a piece of an unknown tensor"),
     ):
         if bad:
             raise FormatError(f"the plan does not agree with itself: {what}")
