@@ -136,7 +136,8 @@ def bars_figure(
     cases = list(dict.fromkeys(case for values in series.values() for case in values))
     if not cases or len(series) > len(COLORS):
         raise ValueError(f"give values of one to {len(COLORS)} methods; got {len(series)} with {len(cases)} cases")
-    figure, axes = new_figure(min(11.0, max(6.0, 0.85 * len(cases) + 1.2)), 3.4)
+    wide = min(11.0, max(6.0, 0.85 * len(cases) + 1.2))
+    figure, axes = new_figure(wide, 3.4)
     width = 0.84 / len(series)
     for k, ((name, values), color) in enumerate(zip(series.items(), COLORS, strict=False)):
         x = [cases.index(case) - 0.42 + width * (k + 0.5) for case in values]
@@ -147,6 +148,9 @@ def bars_figure(
             value, *ends, color="black", linestyle="--", linewidth=1.3, label=None if number else bound_label, zorder=3
         )
     axes.set_xticks(range(len(cases)), cases)
+    if max(map(len, cases)) * len(cases) > 13 * wide:  # they would run into each other
+        for text in axes.get_xticklabels():
+            text.set(rotation=20, ha="right")
     axes.set(ylabel=label, xlim=(-0.6, len(cases) - 0.4))
     if logarithmic:
         axes.set_yscale("log", base=2)
@@ -154,7 +158,8 @@ def bars_figure(
         least = min(value for values in (*series.values(), bounds or {}) for value in values.values())
         axes.set_ylim(bottom=least / 1.5)
     axes.grid(visible=False, axis="x")
-    axes.legend(fontsize=8, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4)
+    columns = max(1, min(4, int(13 * wide / (5 + max(map(len, (*series, bound_label)))))))
+    axes.legend(fontsize=8, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns)
     return figure
 
 

@@ -39,7 +39,7 @@ def run_split(scale: str, seed: int, device: str) -> Outcome:
     rows: dict[str, dict[str, float]] = {}
     off = 0.0
     for s, t in _SPLITS:
-        case = replicated_to_sharded(s, t, 2**13)
+        case = replicated_to_sharded(s, t, 2**12)
         both = {name: plan(case.transfers, case.topology, split_senders=name == "split") for name in ("split", "whole")}
         row = {name: at_best(found) / case.seconds for name, found in both.items()}
         rows[case.name] = {**row, "bound": both["split"].lower_bound / case.seconds}
