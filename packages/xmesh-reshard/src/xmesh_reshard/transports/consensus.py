@@ -126,8 +126,9 @@ class Ballot:
         """Write why this process fails; the first such word of any process, None where the store is gone."""
         verdict = self._verdict(reason)
         try:
+            first = self._store.compare_set(self._key("end"), "", verdict).decode()  # before others can wake up
             self._store.compare_set(self._key("begin"), "", verdict)
-            return self._store.compare_set(self._key("end"), "", verdict).decode()
+            return first
         except (RuntimeError, OSError):
             return None
 
@@ -144,10 +145,18 @@ class Ballot:
             except (RuntimeError, OSError) as error:
                 now = self._progress()
                 if now == seen:
-                    raise self._missed(marks) from error
+                    self._give_up(key, marks, error)
+                    break
                 seen = now
         if (word := self._do(lambda: self._store.get(self._key(key))).decode()) != _OK:
             raise self._stopped(word)
+
+    def _give_up(self, key: str, marks: str, error: Exception) -> None:
+        """Settle with the others that this execution has failed, unless the word of all has come just now."""
+        missed = self._missed(marks)
+        verdict = self._verdict(f"PeerLostError: {missed}")
+        if self._do(lambda: self._store.compare_set(self._key(key), "", verdict)).decode() == verdict:
+            raise missed from error
 
     def _missed(self, marks: str) -> PeerLostError:
         missing = [
