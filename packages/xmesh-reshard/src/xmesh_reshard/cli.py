@@ -178,7 +178,8 @@ def run(
         timeout: Seconds until everything is ended.
     """
     from xmesh_reshard.baselines import PLANS
-    from xmesh_reshard.cli_run import contents, measure
+    from xmesh_reshard.claims.trials import contents
+    from xmesh_reshard.cli_run import measure
 
     if unknown := [name for name in baselines if name not in PLANS]:
         raise ValueError(f"cannot execute {unknown[0]!r}; give some of {', '.join(PLANS)}")
@@ -205,7 +206,7 @@ def run(
         for row in rows
     ]  # fmt: skip
     head = ["method", "measured", "planned", "simulated", "measured / bound", "buffers at most", "result"]
-    slow = "as fast as this machine is" if links == "none" else f"slowest card {bytes_text(_slowest(network))}/s"
+    slow = "as fast as this machine is" if links == "none" else f"slowest card {_slowest(network) / 1e6:g} MB/s"
     checks = f"{rows[0]['checked']} checksums compared" if checksum else "no checksums"
     shown = [f"{job.case.name} on {len(job.case.topology.host_of)} devices, {slow}; {checks}\n", table(head, cells)]
     return Answer({"case": job.case.name, "links": links, "methods": rows}, shown, FELL_SHORT if wrong else OK)

@@ -5,59 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from xmesh_reshard.layout import dtype_of
+from xmesh_reshard.claims.trials import count_wrong, parts_of
 from xmesh_reshard.network import simulate
-from xmesh_reshard.plans import Plan, Transfer
+from xmesh_reshard.plans import Plan
 
-_MOST_BYTES, _MOST_DEVICES = 2**29, 64
-
-
-def contents(transfers: Mapping[str, Transfer], seed: int) -> dict[str, np.ndarray]:
-    """Random whole tensors; the numbers are such that every type holds them.
-
-    Args:
-        transfers: Layouts by name.
-        seed: Of the numbers.
-
-    Raises:
-        ValueError: They are too large to be made in one process.
-    """
-    total = sum(pair.source.nbytes for pair in transfers.values())
-    if total > _MOST_BYTES:
-        raise ValueError(
-            f"the tensors have {total} bytes; to try a plan on one machine they may have {_MOST_BYTES}:"
-            " give smaller shapes, or --shrink with a built-in case"
-        )
-    rng = np.random.default_rng(seed)
-    return {
-        name: rng.integers(0, 100, pair.source.shape).astype(dtype_of(pair.source.dtype))
-        for name, pair in transfers.items()
-    }
-
-
-def parts_of(transfers: Mapping[str, Transfer], whole: Mapping[str, np.ndarray]) -> dict[int, dict[str, np.ndarray]]:
-    """Each device's old parts."""
-    parts: dict[int, dict[str, np.ndarray]] = {}
-    for name, pair in transfers.items():
-        for device, part in pair.source.split(whole[name]).items():
-            parts.setdefault(device, {})[name] = part
-    return parts
-
-
-def count_wrong(
-    transfers: Mapping[str, Transfer],
-    whole: Mapping[str, np.ndarray],
-    new: Mapping[int, Mapping[str, np.ndarray]],
-) -> int:
-    """New parts that are missing or are not, to the bit, what slicing the whole tensors gives."""
-    wrong = 0
-    for name, pair in transfers.items():
-        want = whole[name].astype(dtype_of(pair.target.dtype))
-        for device in pair.target.devices.tolist():
-            part = new.get(device, {}).get(name)
-            expected = want[(*pair.target.slices(device), ...)]
-            wrong += part is None or part.shape != expected.shape or part.tobytes() != expected.tobytes()
-    return wrong
+_MOST_DEVICES = 64
 
 
 def measure(

@@ -8,7 +8,8 @@ from xmesh_reshard.baseline_tasks import work_of
 from xmesh_reshard.baselines import blocking_tasks
 from xmesh_reshard.blocking import blocking_makespan, naive_order, port_bound, size_only_order
 from xmesh_reshard.cases import case_numbers, multi_host_case
-from xmesh_reshard.claims._cases import ALPHA, DRAWS, RUNS, executable, links, measured
+from xmesh_reshard.claims._cases import ALPHA, DRAWS, RUNS, executable
+from xmesh_reshard.claims.trials import links, measured
 from xmesh_reshard.network import simulate
 from xmesh_reshard.planning import plan
 

@@ -5,7 +5,8 @@ from typing import Any
 
 from common_core.claims import Check, Claim, Estimate, Outcome, at_least, at_most, report_progress
 from xmesh_reshard.cases import Case, case_numbers, multi_host_case, one_to_many_case
-from xmesh_reshard.claims._cases import ALPHA, RUNS, WORDS, at_best, executable, links, made, measured
+from xmesh_reshard.claims._cases import ALPHA, RUNS, WORDS, at_best, executable, made
+from xmesh_reshard.claims.trials import links, measured
 from xmesh_reshard.theory import chain_seconds, local_allgather_seconds, send_recv_seconds
 
 _METHODS = ("plan", "send_recv", "send_recv_balanced", "local_allgather", "global_allgather")

@@ -1,8 +1,6 @@
 """Settings and measurements that the claims share."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, final
 
 import numpy as np
 
@@ -28,20 +26,6 @@ WORDS = {
 ALPHA = "1ms"  # what a message costs between local processes beside its bytes, all waits of the token bucket included
 
 
-@final
-@dataclass(frozen=True)
-class Measured:
-    """A plan on real processes.
-
-    Attributes:
-        seconds: Median over the repetitions.
-        wrong: New parts that differ from slicing the whole tensor.
-    """
-
-    seconds: float
-    wrong: int
-
-
 def made(name: str, case: Case) -> Plan | Collective:
     """Ours (``plan``) or a baseline for a case."""
     if name == "plan":
@@ -59,24 +43,6 @@ def at_best(found: Plan | Collective) -> float:
     if isinstance(found, Collective):
         return simulate(found).makespan
     return min(simulate(found, in_flight=number).makespan for number in (1, 2, None))
-
-
-def links() -> str:
-    """How real links are slowed here: by the kernel where that is allowed, else by token buckets."""
-    from xmesh_reshard.transports.shaping import why_no_namespaces
-
-    return "bucket" if why_no_namespaces() else "netns"
-
-
-def measured(found: Plan, seed: int, how: str, repeats: int) -> Measured:
-    """Execute a plan on gloo processes over slowed links, and compare the results bit by bit."""
-    from xmesh_reshard.cli_run import contents, count_wrong, parts_of
-    from xmesh_reshard.transports.launcher import run_local
-
-    whole = contents(found.tensors, seed)
-    way: Any = how
-    run = run_local(found, parts_of(found.tensors, whole), links=way, repeats=repeats, timeout=110.0)
-    return Measured(run.median, count_wrong(found.tensors, whole, run.parts))
 
 
 def spread(values: Mapping[str, float]) -> tuple[float, float, float]:

@@ -5,7 +5,8 @@ from typing import Any
 
 from common_core.claims import Check, Claim, Estimate, Outcome, at_most, report_progress
 from xmesh_reshard.cases import Case, case_numbers, multi_host_case, one_to_many_case
-from xmesh_reshard.claims._cases import ALPHA, RUNS, WORDS, executable, links, measured, spread
+from xmesh_reshard.claims._cases import ALPHA, RUNS, WORDS, executable, spread
+from xmesh_reshard.claims.trials import links, measured
 from xmesh_reshard.network import simulate
 
 _METHODS = ("plan", "naive_broadcast", "send_recv")

@@ -7,7 +7,8 @@ import numpy as np
 
 from common_core.claims import Check, Claim, Estimate, Outcome, at_least, at_most, report_progress
 from xmesh_reshard.cases import Case
-from xmesh_reshard.claims._cases import ALPHA, DRAWS, RUNS, at_best, links, measured
+from xmesh_reshard.claims._cases import ALPHA, DRAWS, RUNS, at_best
+from xmesh_reshard.claims.trials import links, measured
 from xmesh_reshard.layout import Layout, Mesh
 from xmesh_reshard.planning import plan
 from xmesh_reshard.plans import Transfer
