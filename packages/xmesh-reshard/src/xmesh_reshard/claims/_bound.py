@@ -106,15 +106,14 @@ def run_ablation(scale: str, seed: int, device: str) -> Outcome:
 
 
 def _measured(seed: int) -> dict[str, float | Estimate]:
-    """The same on real processes: naive and size-only over planned, where theory says that they are worse."""
+    """Naive over planned on real processes, one message at a time at a device, and for case 3 two as well."""
     found: dict[str, float | Estimate] = {}
-    how, work = links(), ((2, "naive_broadcast"), (5, "naive_broadcast"), (3, "naive_broadcast"))
-    wrong = 0
-    for number, (k, name) in enumerate(work):
+    how, work, wrong = links(), ((2, 1), (5, 1), (3, 1), (3, 2)), 0
+    for number, (k, window) in enumerate(work):
         report_progress(number, len(work), f"case {k} on real processes")
         case = multi_host_case(k, 8, nic="15MB/s", alpha=ALPHA)
-        ours, other = (measured(executable(way, case), seed, how, 3) for way in ("plan", name))
-        found[f"measured_{k}"] = other.seconds / ours.seconds
+        ours, other = (measured(executable(way, case), seed, how, 3, window) for way in ("plan", "naive_broadcast"))
+        found[f"measured_{k}" + "_two" * (window == 2)] = other.seconds / ours.seconds
         wrong += ours.wrong + other.wrong
     return {**found, "wrong": float(wrong)}
 
@@ -186,7 +185,10 @@ CLAIMS: tuple[Any, ...] = (
         ),
         differs=(
             f"{_SETTING}. 'Order alone' is the best that any order can do with the first holder as sender: the load of "
-            "the busiest port. Full also measures naive order against ours on gloo processes at small sizes and rates."
+            "the busiest port. Full also measures naive order against ours on gloo processes at small sizes and rates, "
+            "one message at a time at a device, as the paper's broadcasts work; with two under way, which is what our "
+            "transport does by default, a wait is often filled by the next message, and the order matters less "
+            "(measured_3_two)."
         ),
         requires=RUNS,
     ),

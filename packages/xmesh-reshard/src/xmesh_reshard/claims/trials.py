@@ -81,11 +81,19 @@ def links() -> str:
     return "bucket" if why_no_namespaces() else "netns"
 
 
-def measured(found: Plan, seed: int, how: str, repeats: int) -> Measured:
-    """Execute a plan on gloo processes over slowed links, and compare the results bit by bit."""
+def measured(found: Plan, seed: int, how: str, repeats: int, window: int = 2) -> Measured:
+    """Execute a plan on gloo processes over slowed links, and compare the results bit by bit.
+
+    Args:
+        found: The plan.
+        seed: Of the tensors' contents.
+        how: How links are slowed: bucket or netns.
+        repeats: Executions; the median counts.
+        window: Messages under way at a device at a time.
+    """
     from xmesh_reshard.transports.launcher import run_local
 
     whole = contents(found.tensors, seed)
     way: Any = how
-    run = run_local(found, parts_of(found.tensors, whole), links=way, repeats=repeats, timeout=110.0)
+    run = run_local(found, parts_of(found.tensors, whole), links=way, repeats=repeats, timeout=110.0, window=window)
     return Measured(run.median, count_wrong(found.tensors, whole, run.parts))
