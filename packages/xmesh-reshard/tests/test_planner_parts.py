@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
-from xmesh_reshard import Layout, LayoutError, Mesh, Topology
+from xmesh_reshard import Host, Layout, LayoutError, Mesh, Nic, Topology
 from xmesh_reshard.assigning import Demand, assign
 from xmesh_reshard.chains import best_chunks, chain_seconds
 from xmesh_reshard.colouring import decompose
@@ -212,3 +212,16 @@ def test_cut_portions_are_disjoint_and_whole(shape: list[int], tensors: int, sha
     assert (count == 1).all()
     got = sum(part.nbytes for part in taken)
     assert min(whole.nbytes, share * whole.nbytes) - 4 < got <= min(whole.nbytes, share * whole.nbytes)
+
+
+def test_lanes_follow_the_slowest_card_that_takes_part() -> None:
+    topology = Topology.uniform(3, 1, nic=1e6, local=1e11)
+    assert set(Ports(topology, []).lanes) == {1}
+    mixed = Topology(
+        (
+            Host("a", (0,), (Nic(2.5e6, 2.5e6), Nic(1e6, 1e6))),
+            Host("b", (1,), (Nic(1e6, 1e6),)),
+        )
+    )
+    ports = Ports(mixed, [0, 1])
+    assert (ports.lanes, ports.rate) == ([3, 1, 3, 1], [1e6] * 4)

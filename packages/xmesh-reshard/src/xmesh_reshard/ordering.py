@@ -16,6 +16,7 @@ import numpy as np
 from xmesh_reshard.colouring import decompose
 from xmesh_reshard.topology import Topology
 
+_MOST_LANES = 4096  # of one port; a port that is faster still has faster lanes
 _CELLS = 3_000_000  # matrix cells that edge colouring may visit before list scheduling takes the rest
 
 
@@ -70,7 +71,7 @@ class Ports:
         self._racks = topology.rack_of
         self._n = len(topology.hosts)
         cards = [nic for h in hosts for nic in topology.hosts[h].nics]
-        base = min((min(nic.up, nic.down) for nic in cards), default=1.0)
+        base = min((min(nic.up, nic.down) for nic in cards), default=math.inf)
         self.base = base
         sides = [[(nic.up if up else nic.down) for nic in host.nics] for up in (True, False) for host in topology.hosts]
         lanes = [self._split(rates) for rates in sides]
@@ -82,13 +83,13 @@ class Ports:
                 self._shared[key] = len(lanes)
                 lanes.append([(lane, -1) for lane, _ in self._split([rate])])
         self.card = [[card for _, card in port] for port in lanes]
-        self.rate = [port[0][0] for port in lanes]
+        self.rate = [min(rate for rate, _ in port) for port in lanes]
         self.lanes = [len(port) for port in lanes]
         self.plain = not self._shared
 
     def _split(self, rates: Sequence[float]) -> list[tuple[float, int]]:
         """The lanes of several cards: rate and number of the card."""
-        counts = [max(1, int(rate / self.base + 1e-9)) for rate in rates]
+        counts = [min(_MOST_LANES, max(1, int(rate / self.base + 1e-9))) for rate in rates]
         return [(rate / n, card) for card, (rate, n) in enumerate(zip(rates, counts, strict=True)) for _ in range(n)]
 
     def of(self, hosts: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
