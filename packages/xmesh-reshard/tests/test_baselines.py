@@ -206,6 +206,17 @@ def test_gathering_sends_everything_to_everybody():
     assert run.makespan >= 1.5 * case.seconds
 
 
+def test_gathering_beside_the_broadcast():
+    # Two tensors, each half on the other host: 1/2 to gather, 1 to send on.
+    # Beside each other 1/2 + 1 + 1, else twice 3/2.
+    source = Layout.sharded((1000,), "uint8", Mesh.grid((2,)), "S0")
+    target = Layout.sharded((1000,), "uint8", Mesh.grid((1,), first=2), "R")
+    transfers = {"a": (source, target), "b": (source, target)}
+    topology = Topology.uniform(3, 1, nic=1000.0)
+    assert simulate(gather_broadcast(transfers, topology)).makespan == pytest.approx(2.5)
+    assert simulate(gather_broadcast(transfers, topology, overlap=False)).makespan == pytest.approx(3.0)
+
+
 def test_devices_use_the_cards_in_turn():
     topology = Topology.uniform(2, 4, nic="1GB", nics=2)
     source = Layout.sharded((4,), "int8", Mesh.grid((4,)), "S0")

@@ -208,10 +208,10 @@ def test_plans_of_random_layouts(seed, random_layout, random_topology):
 
 
 def _fill(found):
-    """The sum over messages of the time their chains need to fill, with every link shared by all devices' messages."""
+    """The sum over messages of the time their chains need to fill on free links."""
     total = 0.0
     for message in found.messages:
-        if message.nbytes and message.chunks > 1:
+        if message.nbytes and len(message.hops) > 1:
             host = found.topology.host_of
             rates = [
                 min(found.topology.hosts[host[h.source]].local, 1e30)

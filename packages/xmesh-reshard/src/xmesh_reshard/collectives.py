@@ -4,7 +4,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 
-from xmesh_reshard.baseline_tasks import Pairs, SenderChoice, UnitTask, chunk_of, legs_of, work_of
+from xmesh_reshard.baseline_tasks import Leg, Pairs, SenderChoice, Work, chunk_of, legs_of, work_of
 from xmesh_reshard.layout import dtype_of
 from xmesh_reshard.moves import Collective, Script
 from xmesh_reshard.plans import Hop
@@ -57,38 +57,50 @@ def global_allgather(transfers: Pairs, topology: Topology, *, senders: str = "fi
     return _allgather(transfers, topology, senders, groups, "send/recv of parts and all-gather over all receivers")
 
 
-def gather_broadcast(transfers: Pairs, topology: Topology) -> Collective:
+def gather_broadcast(transfers: Pairs, topology: Topology, *, overlap: bool = True) -> Collective:
     """Gather each tensor on one device and broadcast all of it to every receiver, which cuts its part out.
 
     This is what weight refreshes of inference fleets do: every receiver gets every byte, needed or not. The broadcast
-    is a chunked chain over the receivers, host by host; tensors follow one another, the gathering of one beside the
-    broadcast of the one before.
+    is a chunked chain over the receivers, host by host.
 
     Args:
         transfers: For each tensor its source and target layout; the first source device of each gathers it.
         topology: The network.
+        overlap: Whether one tensor is gathered while the one before is broadcast (two buffers on the first device);
+            otherwise every tensor waits for the one before.
     """
     work, script = work_of(transfers, topology), Script(topology)
-    tasks: dict[int, list[UnitTask]] = {}
-    for task in work.tasks:
-        tasks.setdefault(task.box.group, []).append(task)
-    before: list[int] = []
+    gathered, sent = [-1, -1], [-1, -1]  # ends of the last two tensors
     for number, group in enumerate(work.groups):
-        root = int(group.transfer.source.devices[0])
-        gathered = []
-        for task in tasks.get(number, []):
-            if root not in task.holders and task.box.nbytes:
-                hops = _hops([(task.holders[0], root)], topology)
-                gathered.append(script.add(hops, task.box.nbytes))
-        host_of = topology.host_of
-        receivers = [d for d in group.transfer.target.devices.tolist() if d != root]
-        receivers.sort(key=lambda d: (host_of[d] != host_of[root], host_of[d], d))
-        nbytes = math.prod(group.transfer.source.shape) * dtype_of(group.transfer.wire).itemsize * len(group.names)
-        if receivers and number in tasks and nbytes:
-            legs = legs_of(list(itertools.pairwise([root, *receivers])), topology)
-            hops = [Hop(*leg) for leg in legs]
-            before = [script.add(hops, nbytes, [*gathered, *before], chunk_of(nbytes, legs, topology))]
+        pulls, legs = _pulls_and_legs(work, number)
+        n = len(group.names)
+        nbytes = math.prod(group.transfer.source.shape) * dtype_of(group.transfer.wire).itemsize
+        if not legs or not nbytes:
+            continue
+        hops, chunk = [Hop(*leg) for leg in legs], chunk_of(nbytes, legs, topology)
+        for _ in range(n):
+            ready = [k for k in ((gathered[-1], sent[-2]) if overlap else (sent[-1],)) if k >= 0]
+            here = [script.add([hop], size, ready) for hop, size in pulls]
+            gathered.append(script.add((), 0, [*here, *ready]))
+            sent.append(script.add(hops, nbytes, [gathered[-1], *(k for k in sent[-1:] if k >= 0)], chunk))
     return script.finish("gather on one device, broadcast to all")
+
+
+def _pulls_and_legs(work: Work, number: int) -> tuple[list[tuple[Hop, int]], list[Leg]]:
+    """What one tensor of a group needs to come to its first source device, by card, and the chain from there."""
+    group, host_of = work.groups[number], work.topology.host_of
+    root = int(group.transfer.source.devices[0])
+    pulls: dict[tuple[int, int], tuple[Hop, int]] = {}
+    tasks = [task for task in work.tasks if task.box.group == number]
+    for task in tasks:
+        if root not in task.holders:
+            (hop,) = _hops([(task.holders[0], root)], work.topology)
+            key = host_of[hop.source], hop.out if hop.out >= 0 else hop.source  # equal routes are one transfer
+            before = pulls[key][1] if key in pulls else 0
+            pulls[key] = hop, before + task.box.nbytes // len(group.names)
+    receivers = [d for d in group.transfer.target.devices.tolist() if d != root] if tasks else []
+    receivers.sort(key=lambda d: (host_of[d] != host_of[root], host_of[d], d))
+    return list(pulls.values()), legs_of(list(itertools.pairwise([root, *receivers])), work.topology)
 
 
 COLLECTIVES: dict[str, Callable[[Pairs, Topology], Collective]] = {

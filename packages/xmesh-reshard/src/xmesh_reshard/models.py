@@ -60,8 +60,8 @@ def llama_refit(
     nic: str | SupportsFloat = "400Gbit",
     nics: int = 1,
     local: str | SupportsFloat = "400GB/s",
-    alpha: str | SupportsFloat = "20us",
-    local_alpha: str | SupportsFloat = "5us",
+    alpha: str | SupportsFloat = "5us",
+    local_alpha: str | SupportsFloat = "2us",
 ) -> Case:
     """Refresh the weights of an inference fleet from a trainer, as reinforcement learning does after each step.
 

@@ -14,6 +14,7 @@ from xmesh_reshard.plans import Plan
 from xmesh_reshard.waiting import Edges, in_order, in_sequence
 
 _MANY = 20_000  # chunks times hops from which a chain is taken as one flow
+_SMALL = 1 << 16  # bytes up to which a message is one flow even if it is a single chunk
 
 
 @final
@@ -151,11 +152,11 @@ def _columns(collective: Collective) -> tuple[Hops, np.ndarray, np.ndarray]:
 
 
 def _whole(hops: Hops, nbytes: np.ndarray, chunk: np.ndarray, detail: str) -> np.ndarray:
-    """Messages to take as one flow: those of several chunks."""
+    """Messages to take as one flow: those of several chunks, and small ones, which hardly occupy what they cross."""
     count, legs = np.maximum(1, -(-nbytes // chunk)), np.diff(hops.ptr)
     if detail == "chunks" or (detail == "auto" and int((count * legs).sum()) <= _MANY):
         return np.zeros(len(nbytes), bool)
-    return (count > 1) & (legs > 0)
+    return ((count > 1) | (nbytes <= _SMALL)) & (legs > 0)
 
 
 def _run(nodes: Nodes, edges: Edges) -> tuple[Times, int]:
