@@ -165,8 +165,6 @@ def test_bad_input_is_named() -> None:
         plan({"w": (one, Layout.sharded((5,), "float32", Mesh.grid((2,)), "S0"))}, Topology.uniform(1, 2))
     with pytest.raises(TopologyError, match=r"\[1\]"):
         plan({"w": (one, one)}, Topology.uniform(1, 1))
-    with pytest.raises(TypeError, match="needs a pair"):
-        plan({"w": one}, Topology.uniform(1, 2))  # ty: ignore
     with pytest.raises(ValueError, match="max_message"):
         plan({"w": Transfer(one, one)}, Topology.uniform(1, 2), max_message=0)
     with pytest.raises(ValueError, match="in no layout"):
