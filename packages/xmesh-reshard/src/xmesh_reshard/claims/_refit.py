@@ -89,9 +89,9 @@ CLAIMS: tuple[Any, ...] = (
     Claim(
         id="xmesh-reshard.refit",
         statement=(
-            "Weights of Llama-like models go from an FSDP trainer to tensor-parallel replicas within 1 % of the lower "
-            "bound, each byte once to a host; gathering first takes longer, and so does point to point as soon as "
-            "there are more replicas than trainer hosts."
+            "Weights of Llama-like models go from an FSDP trainer to eight tensor-parallel replicas of 8 devices with a "
+            "plan within 1 % of the lower bound, each byte once to a host; gathering first takes longer, and so does "
+            "point to point as soon as there are more replicas than trainer hosts."
         ),
         source="ours; the paper's method in a setting of today",
         paper="none",
