@@ -15,6 +15,9 @@ from xmesh_reshard.shard_server import GlooLinks, ShardServer
 from xmesh_reshard.topology import Host, Nic, Topology
 from xmesh_reshard.transports.errors import PartError, PlanMismatchError, TransportError
 
+# Starting Ray forks, to run its programs; JAX, where other tests have used it in this process, warns of forks.
+pytestmark = pytest.mark.filterwarnings(r"ignore:os\.fork\(\) was called:RuntimeWarning")
+
 CARD = (Nic(1e9, 1e9),)
 TOPOLOGY = Topology((Host("a", (0, 1), CARD), Host("b", (2,), CARD)))
 COLUMN = Layout.sharded((6, 4), "bfloat16", Mesh(np.array([0, 1])), "RS0")

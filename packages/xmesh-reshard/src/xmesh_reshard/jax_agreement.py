@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-from jax._src import distributed  # the key-value store of jax.distributed has no public name
 
 from xmesh_reshard.transports.errors import PeerLostError, PlanMismatchError
 
@@ -60,7 +59,13 @@ def store() -> Any:
     Raises:
         RuntimeError: ``jax.distributed`` is not initialised.
     """
-    client = distributed.global_state.client
+    try:
+        from jax._src.distributed import global_state  # the store of jax.distributed has no public name
+    except ImportError as error:
+        raise RuntimeError(
+            f"this JAX ({jax.__version__}) hides the store of jax.distributed; use an older one"
+        ) from error
+    client = global_state.client
     if client is None:
         raise RuntimeError(
             "the devices belong to several processes, but jax.distributed is not initialised:"
