@@ -48,6 +48,12 @@ def test_a_tree_becomes_what_device_put_makes_of_it(method):
     alike(one, jax.device_put(tree["w"], jax.devices()[5]))
 
 
+def test_by_default_a_process_is_a_host():
+    source, target = NamedSharding(mesh(range(6), 3, 2), P("y", "x")), NamedSharding(mesh([7, 2, 3], 3), P("x"))
+    array = jax.device_put(np.arange(36).reshape(6, 6), source)
+    alike(reshard(array, target, method="plan"), jax.device_put(array, target))
+
+
 def test_floating_arrays_are_converted_on_the_way():
     source, target = NamedSharding(mesh([0, 1], 2), P("x")), NamedSharding(mesh([4, 5], 2), P())
     tree = {"w": np.linspace(0, 1, 8, dtype=np.float32), "n": np.arange(8, dtype=np.int32)}

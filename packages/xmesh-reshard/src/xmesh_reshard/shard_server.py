@@ -39,9 +39,14 @@ class ShardServer:
         tensors: Whether its parts are PyTorch tensors rather than NumPy arrays.
 
     Example:
+        >>> from xmesh_reshard import Layout, Mesh, Topology, plan
         >>> server = ShardServer(0)
         >>> server.put_part("w", np.ones(4, np.float32))
-        >>> server.get_part("w").shape
+        >>> server.join(*server.found("127.0.0.1"), [0])
+        >>> layout = Layout.sharded((4,), "float32", Mesh.grid((1,)), "R")
+        >>> server.execute_plan(plan({"w": (layout, layout)}, Topology.uniform(1, 1)), {"w": "v"}).bytes_sent
+        0
+        >>> server.get_part("v").shape
         (4,)
     """
 
