@@ -5,7 +5,7 @@ possible is known; simulate it, or execute it on torch.distributed, JAX or Ray. 
 transfers behind computation are here too.
 
 Reference:
-    Zhuang, Zheng, Li, Xing, Ho, Gonzalez, Stoica, Zhang, Zhao (2023). On Optimizing the Communication of Model
+    Zhuang, Zhao, Zheng, Li, Xing, Ho, Gonzalez, Stoica, Zhang (2023). On Optimizing the Communication of Model
     Parallelism. MLSys. arXiv:2211.05322.
 """
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from xmesh_reshard.io import FormatError as FormatError
     from xmesh_reshard.io import load_plan as load_plan
     from xmesh_reshard.io import save_plan as save_plan
+    from xmesh_reshard.jax_devices import topology_of_devices as topology_of_devices
+    from xmesh_reshard.jax_transport import JaxTransport as JaxTransport
     from xmesh_reshard.layout import Layout as Layout
     from xmesh_reshard.layout import LayoutError as LayoutError
     from xmesh_reshard.layout import Mesh as Mesh
@@ -35,7 +37,9 @@ if TYPE_CHECKING:
     from xmesh_reshard.plans import Piece as Piece
     from xmesh_reshard.plans import Plan as Plan
     from xmesh_reshard.plans import Transfer as Transfer
+    from xmesh_reshard.ray_transport import RayHosts as RayHosts
     from xmesh_reshard.resharding import reshard as reshard
+    from xmesh_reshard.shard_server import ShardServer as ShardServer
     from xmesh_reshard.topology import Host as Host
     from xmesh_reshard.topology import Nic as Nic
     from xmesh_reshard.topology import Topology as Topology
@@ -48,6 +52,7 @@ _LATER = {
     "FormatError": "io",
     "Host": "topology",
     "Instruction": "pipeline",
+    "JaxTransport": "jax_transport",
     "Layout": "layout",
     "LayoutError": "layout",
     "Mesh": "layout",
@@ -55,7 +60,9 @@ _LATER = {
     "Nic": "topology",
     "Piece": "plans",
     "Plan": "plans",
+    "RayHosts": "ray_transport",
     "Schedule": "pipeline",
+    "ShardServer": "shard_server",
     "Simulation": "network",
     "Topology": "topology",
     "TopologyError": "topology",
@@ -67,7 +74,9 @@ _LATER = {
     "save_plan": "io",
     "schedule": "pipeline",
     "simulate": "network",
+    "topology_of_devices": "jax_devices",
 }
+_EXTRAS = ("jax", "ray", "torch")
 _MODULES = ("baselines", "cases", "models", "pipeline", "transports")
 
 
@@ -75,7 +84,12 @@ def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return import_module(f"xmesh_reshard.{name}")
     if name in _LATER:
-        found = getattr(import_module(f"xmesh_reshard.{_LATER[name]}"), name)
+        try:
+            found = getattr(import_module(f"xmesh_reshard.{_LATER[name]}"), name)
+        except ModuleNotFoundError as error:
+            if error.name not in _EXTRAS:
+                raise
+            raise ImportError(f"{name} needs {error.name}: pip install 'xmesh-reshard[{error.name}]'") from error
         globals()[name] = found
         return found
     raise AttributeError(f"module 'xmesh_reshard' has no attribute {name!r}")

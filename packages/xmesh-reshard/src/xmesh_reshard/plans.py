@@ -308,6 +308,10 @@ class Plan:
 
     def hash(self) -> str:
         """A fingerprint of the plan, equal in every process that made the same plan (hexadecimal)."""
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> str:
         digest = hashlib.sha256(f"xmesh-reshard plan {FORMAT}".encode())
         for group in self.groups:
             digest.update(repr(group.names).encode())
