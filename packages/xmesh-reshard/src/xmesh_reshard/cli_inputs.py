@@ -78,7 +78,7 @@ def find_topology(file: Path) -> Topology:
     """
     try:
         return Topology.load(file)
-    except TopologyError as error:
+    except ValueError as error:
         raise TopologyError(f"{file}: {str(error).removeprefix(f'{file} ')}") from None
 
 

@@ -5,6 +5,7 @@ Figures are matplotlib's, made in the house style; `common_core.plotting.svg` wr
 """
 
 from collections.abc import Mapping, Sequence
+from typing import SupportsFloat
 
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
@@ -15,13 +16,14 @@ from common_core.plotting import COLORS, new_figure
 from xmesh_reshard.network import Simulation
 from xmesh_reshard.plans import Plan
 
+Points = Sequence[tuple[SupportsFloat, SupportsFloat]]
 _ROWS = 24  # ports of a chart; of more, the busiest are shown
 _LABELS = 40  # bars up to which messages have their numbers
 _INK = "#111111"  # black on a cell's own colour: it must not follow the page
 _SHADES = LinearSegmentedColormap.from_list("bytes", ["#D5DCF2", COLORS[0], "#26336B"])
 
 
-def gantt(run: Plan | Simulation, *, title: str = "", bound: float | None = None) -> Figure:
+def gantt(run: Plan | Simulation, *, title: str = "", bound: SupportsFloat | None = None) -> Figure:
     """Every network card's ports as rows, and the messages that they carry; numbers are messages of the plan.
 
     Inside one host the links of the devices are shown instead. Of many ports the busiest are shown.
@@ -37,10 +39,11 @@ def gantt(run: Plan | Simulation, *, title: str = "", bound: float | None = None
     if isinstance(run, Plan):
         bound = run.lower_bound if bound is None else bound
         run = run.simulate()
+    end = 0.0 if bound is None else float(bound)
     rows = chart_ports(run)
     if not rows:
         raise ValueError("there is nothing to draw: no port carries anything")
-    unit, factor = _time(max(run.makespan, bound or 0.0))
+    unit, factor = _time(max(run.makespan, end))
     figure, axes = new_figure(7.5, 1.1 + 0.3 * len(rows))
     mine = np.isin(run.bar_port, [run.port_names.index(name) for name in rows])
     numbers = bool(int(mine.sum()) <= _LABELS * 2)
@@ -56,12 +59,12 @@ def gantt(run: Plan | Simulation, *, title: str = "", bound: float | None = None
             if numbers and (end - start) / run.makespan > 0.012 * len(str(message)):
                 middle = (start + end) / 2 / factor, low + 0.53 * height
                 axes.text(*middle, str(message), color="white", fontsize=6.5, ha="center", va="center")
-    if bound:
-        axes.axvline(bound / factor, color="black", linestyle="--", linewidth=1.2)
-        place = {"xy": (bound / factor, 1.0), "xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
+    if end:
+        axes.axvline(end / factor, color="black", linestyle="--", linewidth=1.2)
+        place = {"xy": (end / factor, 1.0), "xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
         axes.annotate("lower bound", xytext=(-3, 3), ha="right", fontsize=8, **place)
     axes.set(yticks=range(len(rows)), yticklabels=rows, ylim=(len(rows) - 0.5, -0.5), xlabel=f"time ({unit})")
-    axes.set_xlim(0, 1.02 * max(run.makespan, bound or 0.0) / factor)
+    axes.set_xlim(0, 1.02 * max(run.makespan, end) / factor)
     axes.grid(visible=False, axis="y")
     axes.set_title(title, loc="left")
     return figure
@@ -114,8 +117,8 @@ def bytes_figure(plan: Plan, *, title: str = "") -> Figure:
 
 
 def bars_figure(
-    series: Mapping[str, Mapping[str, float]],
-    bounds: Mapping[str, float] | None = None,
+    series: Mapping[str, Mapping[str, SupportsFloat]],
+    bounds: Mapping[str, SupportsFloat] | None = None,
     *,
     label: str = "time (units of T)",
     logarithmic: bool = False,
@@ -141,11 +144,17 @@ def bars_figure(
     width = 0.84 / len(series)
     for k, ((name, values), color) in enumerate(zip(series.items(), COLORS, strict=False)):
         x = [cases.index(case) - 0.42 + width * (k + 0.5) for case in values]
-        axes.bar(x, list(values.values()), width * 0.95, color=color, label=name)
+        axes.bar(x, [float(value) for value in values.values()], width * 0.95, color=color, label=name)
     for number, (case, value) in enumerate((bounds or {}).items()):
         ends = cases.index(case) - 0.46, cases.index(case) + 0.46
         axes.hlines(
-            value, *ends, color="black", linestyle="--", linewidth=1.3, label=None if number else bound_label, zorder=3
+            float(value),
+            *ends,
+            color="black",
+            linestyle="--",
+            linewidth=1.3,
+            label=None if number else bound_label,
+            zorder=3,
         )
     axes.set_xticks(range(len(cases)), cases)
     if max(map(len, cases)) * len(cases) > 13 * wide:  # they would run into each other
@@ -155,7 +164,7 @@ def bars_figure(
     if logarithmic:
         axes.set_yscale("log", base=2)
         axes.yaxis.set_major_formatter(FuncFormatter(_plain))
-        least = min(value for values in (*series.values(), bounds or {}) for value in values.values())
+        least = min(float(value) for values in (*series.values(), bounds or {}) for value in values.values())
         axes.set_ylim(bottom=least / 1.5)
     axes.grid(visible=False, axis="x")
     columns = max(1, min(4, int(13 * wide / (5 + max(map(len, (*series, bound_label)))))))
@@ -163,7 +172,7 @@ def bars_figure(
     return figure
 
 
-def scatter_figure(groups: Mapping[str, Sequence[tuple[float, float]]], *, band: float = 0.2) -> Figure:
+def scatter_figure(groups: Mapping[str, Points], *, band: SupportsFloat = 0.2) -> Figure:
     """Measured against simulated seconds, with the diagonal and a band of relative error around it.
 
     Args:
@@ -173,15 +182,16 @@ def scatter_figure(groups: Mapping[str, Sequence[tuple[float, float]]], *, band:
     Raises:
         ValueError: If there is nothing to draw, or there are more methods than colours.
     """
-    points = [point for rows in groups.values() for point in rows]
+    points = [(float(x), float(y)) for rows in groups.values() for x, y in rows]
+    width = float(band)
     if not points or len(groups) > len(COLORS):
         raise ValueError(f"give points of one to {len(COLORS)} methods; got {len(groups)} with {len(points)} points")
     figure, axes = new_figure(4.6, 4.2)
     ends = np.array([min(map(min, points)) / 1.3, max(map(max, points)) * 1.3])
-    axes.fill_between(ends, ends * (1 - band), ends * (1 + band), color="#808080", alpha=0.25, linewidth=0)
-    axes.plot(ends, ends, color="black", linewidth=1.0, linestyle="--", label=f"equal, ± {band:.0%}")
+    axes.fill_between(ends, ends * (1 - width), ends * (1 + width), color="#808080", alpha=0.25, linewidth=0)
+    axes.plot(ends, ends, color="black", linewidth=1.0, linestyle="--", label=f"equal, ± {width:.0%}")
     for (name, rows), color, marker in zip(groups.items(), COLORS, "osD^vP", strict=False):
-        x, y = [point[0] for point in rows], [point[1] for point in rows]
+        x, y = [float(x) for x, _ in rows], [float(y) for _, y in rows]
         axes.plot(x, y, color=color, marker=marker, linestyle="none", markersize=5, label=name)
     axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends, xlabel="simulated (s)", ylabel="measured (s)")
     for axis in (axes.xaxis, axes.yaxis):
@@ -192,9 +202,7 @@ def scatter_figure(groups: Mapping[str, Sequence[tuple[float, float]]], *, band:
     return figure
 
 
-def curves_figure(
-    curves: Mapping[str, Sequence[tuple[float, float]]], *, x_label: str, y_label: str, marks: str = "osD^vP"
-) -> Figure:
+def curves_figure(curves: Mapping[str, Points], *, x_label: str, y_label: str, marks: str = "osD^vP") -> Figure:
     """Lines through points, one for each name.
 
     Args:
@@ -210,7 +218,7 @@ def curves_figure(
         raise ValueError(f"give points of one to {len(COLORS)} lines; got {len(curves)}")
     figure, axes = new_figure(6.0, 3.4)
     for (name, points), color, marker in zip(curves.items(), COLORS, marks, strict=False):
-        x, y = [point[0] for point in points], [point[1] for point in points]
+        x, y = [float(x) for x, _ in points], [float(y) for _, y in points]
         axes.plot(x, y, color=color, marker=marker, markersize=4, label=name)
     axes.set(xlabel=x_label, ylabel=y_label)
     axes.legend(fontsize=8, frameon=False)

@@ -9,6 +9,7 @@ from xmesh_reshard.claims._cases import ALPHA, RUNS, WORDS, executable, spread
 from xmesh_reshard.claims.trials import links, measured
 from xmesh_reshard.network import simulate
 
+_ERROR = 0.2
 _METHODS = ("plan", "naive_broadcast", "send_recv")
 
 
@@ -35,7 +36,12 @@ def run_faithful(scale: str, seed: int, device: str) -> Outcome:
             errors[f"{case.name} {name}"] = abs(found.seconds / expected - 1)
             wrong += found.wrong
     median, ninth, most = spread(errors)
-    metrics = {"error": most, "error_90": ninth, "error_median": median, "runs": float(len(errors)), "wrong": wrong}
+    within = sum(error <= _ERROR for error in errors.values())
+    metrics = {
+        "error": most, "error_90": ninth, "error_median": median, "runs": float(len(errors)),
+        "within": float(within), "wrong": float(wrong),
+    }  # fmt: skip
+    metrics |= {f"error of {name}": error for name, error in errors.items()}
     return Outcome(metrics, {"Measured against simulated": _draw(points)})
 
 
@@ -49,7 +55,7 @@ def _draw(points: Mapping[str, list[tuple[float, float]]]) -> str:
 def holds_faithful(metrics: Mapping[str, Estimate]) -> list[Check]:
     """No run is further than a fifth from what was simulated."""
     return [
-        at_most("relative error of the simulated time, at worst", metrics["error"], 0.2),
+        at_most("relative error of the simulated time, at worst", metrics["error"], _ERROR),
         at_most("wrong results", metrics["wrong"], 0.0),
     ]
 
@@ -63,14 +69,15 @@ CLAIMS: tuple[Any, ...] = (
         run=run_faithful,
         holds=holds_faithful,
         headline=(
-            "{runs:.0f} plans on gloo processes: error {error:.1%} at worst, {error_90:.1%} at the ninetieth "
-            "percentile, {error_median:.1%} in the median"
+            "{within:.0f} of {runs:.0f} plans on gloo processes within 20 %: error {error:.1%} at worst, "
+            "{error_90:.1%} at the ninetieth percentile, {error_median:.1%} in the median"
         ),
         differs=(
             "The paper has no simulator. Processes of one machine whose links between hosts are slowed to 15 MB/s by "
             "the kernel (network namespaces) where allowed, else by token buckets; 1 ms is taken for a message. "
             "Planned, naive and send/recv messages of eleven transfers, median of three. A busy machine is slower than "
-            "the simulator. Quick: one transfer over token buckets, once."
+            "the simulator, and where the order is bad, TCP does not share links as fairly. Quick: one transfer over "
+            "token buckets, once."
         ),
         requires=RUNS,
     ),

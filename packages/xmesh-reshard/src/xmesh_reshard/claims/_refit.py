@@ -89,7 +89,7 @@ CLAIMS: tuple[Any, ...] = (
     Claim(
         id="xmesh-reshard.refit",
         statement=(
-            "Weights of Llama-like models go from an FSDP trainer to eight tensor-parallel replicas of 8 devices with a "
+            "Weights of Llama-like models go from an FSDP trainer to eight tensor-parallel replicas of 8 devices by a "
             "plan within 1 % of the lower bound, each byte once to a host; gathering first takes longer, and so does "
             "point to point as soon as there are more replicas than trainer hosts."
         ),
