@@ -230,7 +230,7 @@ def test_bad_networks_and_plans_are_named(spec: Path, tmp_path: Path, capsys: py
     network.write_text("{hosts: 1, devices: 2}")
     assert "weights.yaml: topology: no host" in run(capsys, "plan", spec, "--topology", network)[2]
     assert "no host of the topology" in run(capsys, "plan", "case:1", "--topology", network)[2]
-    assert main(["plan", str(spec), "--save", str(saved)]) == 0
+    assert run(capsys, "plan", spec, "--save", saved)[0] == 0
     assert "made for its own network" in run(capsys, "plan", saved, "--topology", network)[2]
     assert "shrink is for built-in cases" in run(capsys, "plan", saved, "--shrink", 2)[2]
     saved.write_text(saved.read_text("utf-8").replace('"makespan":', '"makespan":1'))

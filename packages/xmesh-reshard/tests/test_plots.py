@@ -78,7 +78,7 @@ def test_the_bound_of_each_case_is_a_line_at_its_height() -> None:
     assert [patch.get_path().get_extents(patch.get_transform() - axes.transData).y1 for patch in axes.patches] == [
         pytest.approx(height) for height in (2.0, 3.0, 5.0)
     ]
-    lines = [path.vertices for found in axes.collections for path in found.get_paths()]
+    lines = [np.asarray(path.vertices) for found in axes.collections for path in found.get_paths()]
     assert [line[0][1] for line in lines] == [1.5, 2.5]
     assert lines[1][0][0] < 1 < lines[1][1][0]
 
