@@ -3,8 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rich.table import Table
-
 from common_core.console import table
 from xmesh_reshard.baselines import PLANS
 from xmesh_reshard.cases import Case
@@ -68,7 +66,7 @@ def compare(case: Case, plan: Plan, methods: Sequence[str]) -> list[Row]:
     return rows
 
 
-def compare_table(rows: Sequence[Row]) -> Table:
+def compare_table(rows: Sequence[Row]) -> Any:
     """What `compare` found."""
     least = min(row["network_bytes"] for row in rows)
     head = ["method", "in order", "all at once", "better of both / bound", "between hosts"]
@@ -107,7 +105,7 @@ def gantt_text(run: Simulation, ports: Sequence[str], seconds: float, columns: i
     return "\n".join(lines)
 
 
-def schedule_table(rows: Sequence[Row], bound: float) -> Table:
+def schedule_table(rows: Sequence[Row], bound: float) -> Any:
     """Kinds of schedules side by side."""
     head = ["schedule", "overlapped", "blocking", "overlapped / bound", "stands still", "activations held"]
     cells = [
