@@ -26,7 +26,8 @@ from xmesh_reshard.plans import Plan
 
 NAME = "bench_cases"
 GOAL = 1.001
-# Units of T as known before this package was made: lower bound, naive, size-only, the paper's, send/recv (first replica).
+# Units of T as known before this package was made:
+# lower bound, naive, size-only, the paper's better of both, send/recv (first replica).
 KNOWN = {
     1: (0.5, 0.5, 0.5, 0.5, 2.0),
     2: (0.5, 1.0, 0.5, 0.5, 4.0),
@@ -84,11 +85,15 @@ def rows_of(number: int, scale: int) -> list[Row]:
     ours, bound, *known = made.makespan / case.seconds, made.lower_bound / case.seconds, *KNOWN[number]
     columns = harness.extra({"simulated": simulate(made).makespan / case.seconds, "messages": len(made.messages)})
     rows = [
-        harness.row(f"case {number}: planned", ours, bound, "lower bound", ours / bound, GOAL, "T", known=known[0], **columns)
+        harness.row(
+            f"case {number}: planned", ours, bound, "lower bound", ours / bound, GOAL, "T", known=known[0], **columns
+        )
     ]
     table = dict(zip(COLUMNS, known[1:], strict=True))
     for name, units in others(case).items():
-        rows.append(harness.row(f"case {number}: planned", ours, units, name, ours / units, unit="T", known=table.get(name)))
+        rows.append(
+            harness.row(f"case {number}: planned", ours, units, name, ours / units, unit="T", known=table.get(name))
+        )
     return rows
 
 

@@ -31,8 +31,8 @@ LOOPS = 10
 NOTES = (
     "bfloat16 on one GPU. A box of a device's part goes into a buffer of bytes (pack) and out of one (unpack) by the "
     "transports' packer; 'plain copy' is one of as many contiguous bytes within the GPU's memory, 'slicing' is "
-    "x[box].contiguous(). The goal is the share of the plain copy's rate. Times by CUDA events around ten calls, in turns; medians. "
-    "Rows of a part lie together: they are sent from where they are, without a copy, which the row 'views' counts."
+    "x[box].contiguous(). The goal is the share of the plain copy's rate. Times by CUDA events around ten "
+    "calls, in turns; medians. Rows of a part lie together: they are sent from where they are, without a copy, which the row 'views' counts."
 )
 
 
@@ -89,7 +89,9 @@ def rows_of(label: str, shape: tuple[int, ...], boxes: Any, device: str, repeats
     rows = []
     for name, times in (("pack", pack), ("unpack", unpack)):
         both, goal = (harness.median(times), harness.median(plain)), None if device == "cpu" or views else 1 / GOAL
-        columns = harness.extra({"bytes": nbytes, "copy_bytes_per_second": rate, "views": int(views and name == "pack")})
+        columns = harness.extra(
+            {"bytes": nbytes, "copy_bytes_per_second": rate, "views": int(views and name == "pack")}
+        )
         rows.append(harness.row(f"{label}: {name}", *both, "plain copy", harness.ratio(times, plain), goal, **columns))
     both = harness.median(pack), harness.median(slicing)
     return [*rows, harness.row(f"{label}: pack", *both, "slicing", harness.ratio(pack, slicing))]

@@ -93,9 +93,9 @@ def needed(case: Case) -> int:
     return total
 
 
-def refit(size: Any, alpha: int, **shape: int) -> list[Row]:
+def refit(size: Any, alpha: int, **shape: Any) -> list[Row]:
     """Gap and bytes of a refit for one cost of messages."""
-    local = NETWORK | ({"local_alpha": 0.0} if alpha == 0 else {})
+    local: dict[str, Any] = NETWORK | ({"local_alpha": 0.0} if alpha == 0 else {})
     case = llama_refit(size, alpha=f"{alpha}us", **local, **shape)
     made = plan(case.transfers, case.topology)
     run = simulate(made)
@@ -117,7 +117,9 @@ def against(label: str, case: Case, ways: Sequence[str]) -> list[Row]:
     ratio = run.makespan / made.lower_bound
     columns["at_once"] = simulate(made, in_flight=None).makespan
     rows = [
-        harness.row(f"{label}: ours, simulated", run.makespan, made.lower_bound, "lower bound", ratio, **harness.extra(columns))
+        harness.row(
+            f"{label}: ours, simulated", run.makespan, made.lower_bound, "lower bound", ratio, **harness.extra(columns)
+        )
     ]
     points = round_robin(case.transfers, case.topology)
     makers: dict[str, Callable[[], Any]] = {
@@ -129,7 +131,9 @@ def against(label: str, case: Case, ways: Sequence[str]) -> list[Row]:
         other, wall, seconds = harness.spent(makers[name])
         columns = harness.extra({"seconds": seconds, "wall": wall, "flows": other.flows, "events": other.events})
         rows.append(
-            harness.row(f"{label}: simulated", run.makespan, other.makespan, name, run.makespan / other.makespan, **columns)
+            harness.row(
+                f"{label}: simulated", run.makespan, other.makespan, name, run.makespan / other.makespan, **columns
+            )
         )
     return rows
 

@@ -57,7 +57,8 @@ def rows_of(case: Case, repeats: int, links: str, errors: dict[str, float]) -> l
     for name, turns in found.items():
         if name != "ours":
             columns = {
-                "units": float(harness.median(mine.seconds)) / t, "peer_units": float(harness.median(turns.seconds)) / t,
+                "units": float(harness.median(mine.seconds)) / t,
+                "peer_units": float(harness.median(turns.seconds)) / t,
                 "model": plans["ours"].makespan / plans[name].makespan, "wrong": mine.wrong + turns.wrong,
             }  # fmt: skip
             both = harness.median(mine.seconds), harness.median(turns.seconds)
@@ -72,7 +73,9 @@ def rows_of(case: Case, repeats: int, links: str, errors: dict[str, float]) -> l
         }  # fmt: skip
         ratio = harness.ratio(turns.moving, [simulated] * repeats)
         rows.append(
-            harness.row(f"{case.name}, {name}: measured", moving, simulated, "simulated", ratio, **harness.extra(columns))
+            harness.row(
+                f"{case.name}, {name}: measured", moving, simulated, "simulated", ratio, **harness.extra(columns)
+            )
         )
     return rows
 
@@ -83,7 +86,9 @@ def judged(errors: Mapping[str, float]) -> list[Row]:
     worst = max(errors, key=lambda name: abs(errors[name]))
     peer, count = "simulated", len(sizes)
     return [
-        harness.row("simulator's error, worst", float(sizes.max()), None, peer, None, ERROR, "", where=worst, count=count),
+        harness.row(
+            "simulator's error, worst", float(sizes.max()), None, peer, None, ERROR, "", where=worst, count=count
+        ),
         harness.row("simulator's error, median", float(np.median(sizes)), None, peer, None, ERROR, "", count=count),
         harness.row("within 20 %, share", float((sizes <= ERROR).mean()), None, peer, None, 1.0, "", True, count=count),
     ]

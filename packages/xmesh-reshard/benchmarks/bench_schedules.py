@@ -48,7 +48,11 @@ def table(sizes: Sequence[tuple[int, int]]) -> list[Row]:
         least, columns = TABLE[p, m]
         plain = schedule("eager-1f1b", p, m).simulate(TF, TB, 0.0).makespan
         form = float(ideal(p, m, TF, TB))
-        rows.append(harness.row(f"({p}, {m}), c = 0: eager-1F1B", plain, form, "closed form", plain / form, 1.0, "tf", known=least))
+        rows.append(
+            harness.row(
+                f"({p}, {m}), c = 0: eager-1F1B", plain, form, "closed form", plain / form, 1.0, "tf", known=least
+            )
+        )
         for c, known in zip((0.5, 1.0), columns, strict=True):
             found = {}
             for (name, kind, overlap, closed), value in zip(KINDS, known, strict=True):

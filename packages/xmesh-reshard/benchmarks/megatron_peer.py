@@ -91,13 +91,21 @@ def metadata(weights: Weights, dtype: str, grid: Grid, world: int) -> list[list[
     return found
 
 
-def planned(old: Sequence[Sequence[Any]], new: Sequence[Sequence[Any]]) -> list[Any]:
-    """Megatron's plan for each rank, by its planner with the collectives replaced: rank 0 plans for all.
+def planned(old: Sequence[Sequence[Any]], new: Sequence[Sequence[Any]], ranks: Sequence[int]) -> list[Any]:
+    """Megatron's plan for some ranks, by its planner in this process.
+
+    Newer versions have a function of everybody's metadata, which every rank calls for itself. In older ones rank 0
+    plans for all: that function is called with the collectives replaced.
 
     Args:
         old: Metadata of each rank's parameters in the source.
         new: In the target.
+        ranks: Whose plans to make.
     """
+    peer = resharding()
+    if not centralised():
+        rosters = peer.index_metadata_rosters(list(zip(old, new, strict=True)))
+        return [peer.build_plan_from_rosters(*rosters, rank) for rank in ranks]
     import torch
 
     made: list[Any] = []
@@ -106,16 +114,21 @@ def planned(old: Sequence[Sequence[Any]], new: Sequence[Sequence[Any]]) -> list[
     def gather(into: list[Any], _: Any, **options: Any) -> None:
         into[:] = next(given)
 
-    module = torch.nn.Module()
+    module: Any = torch.nn.Module()
     module.pg_collection = SimpleNamespace()
     with (
-        mock.patch.object(torch.distributed, "get_rank", lambda *a: 0),
-        mock.patch.object(torch.distributed, "get_world_size", lambda *a: len(old)),
+        mock.patch.object(torch.distributed, "get_rank", return_value=0),
+        mock.patch.object(torch.distributed, "get_world_size", return_value=len(old)),
         mock.patch.object(torch.distributed, "all_gather_object", gather),
         mock.patch.object(torch.distributed, "broadcast_object_list", lambda plans, **options: made.extend(plans)),
     ):
-        resharding().build_centralized_reshard_plan(module, module)
-    return made
+        peer.build_centralized_reshard_plan(module, module)
+    return [made[rank] for rank in ranks]
+
+
+def centralised() -> bool:
+    """Whether rank 0 plans for all; then the gloo copy service also works on tensors in the host's memory."""
+    return not hasattr(resharding(), "build_plan_from_rosters")
 
 
 def as_plan(transfers: Mapping[str, Transfer], topology: Topology, plans: Sequence[Any]) -> Plan:
@@ -180,7 +193,7 @@ def _no_stream() -> Iterator[None]:
     """The service's constructor asks for a CUDA stream, which copies between CPUs do not use."""
     import torch
 
-    with mock.patch.object(torch.cuda, "Stream", lambda *a, **k: None):
+    with mock.patch.object(torch.cuda, "Stream", return_value=None):
         yield
 
 
@@ -189,7 +202,7 @@ def _module(rank: Any, grid: Grid, weights: Weights) -> Any:
     import torch
     import torch.distributed as dist
 
-    module = torch.nn.Module()
+    module: Any = torch.nn.Module()
     # All ranks take part in making each group.
     cut, copies = ([(ranks, dist.new_group(ranks)) for ranks in found] for found in grid.groups())
     mine = {
@@ -199,7 +212,7 @@ def _module(rank: Any, grid: Grid, weights: Weights) -> Any:
     module.pg_collection = SimpleNamespace(**mine)
     if rank.rank in grid.devices:
         for name, (_, axis) in weights.items():
-            parameter = torch.nn.Parameter(torch.zeros(0), requires_grad=False)
+            parameter: Any = torch.nn.Parameter(torch.zeros(0), requires_grad=False)
             module.register_parameter(name, parameter)
             if axis is not None:
                 parameter.tensor_model_parallel, parameter.partition_dim = True, axis

@@ -123,7 +123,9 @@ def _planned(rank: Any, plan: Plan, transport: Any, seed: int) -> Ready:
     from xmesh_reshard.transports.torch_packing import to_numpy, to_torch
 
     full, tensors, device = whole(plan.tensors, seed), plan.tensors, rank.device
-    old = {n: to_torch(full[n][(*t.source.slices(device), ...)]) for n, t in tensors.items() if device in t.source.position}
+    old = {
+        n: to_torch(full[n][(*t.source.slices(device), ...)]) for n, t in tensors.items() if device in t.source.position
+    }
     want = {n: full[n][(*t.target.slices(device), ...)] for n, t in tensors.items() if device in t.target.position}
     new: dict[str, Any] = {}
 
