@@ -32,7 +32,8 @@ NOTES = (
     "bfloat16 on one GPU. A box of a device's part goes into a buffer of bytes (pack) and out of one (unpack) by the "
     "transports' packer; 'plain copy' is one of as many contiguous bytes within the GPU's memory, 'slicing' is "
     "x[box].contiguous(). The goal is the share of the plain copy's rate. Times by CUDA events around ten "
-    "calls, in turns; medians. Rows of a part lie together: they are sent from where they are, without a copy, which the row 'views' counts."
+    "calls, in turns; medians. Rows of a part lie together: they are sent from where they are, "
+    "without a copy, which 'views' says."
 )
 
 

@@ -55,18 +55,19 @@ def large(label: str, layers: int, old: Grid, new: Grid) -> list[Row]:
     topology = Topology.uniform(count, 8, nic="200Gbit", local="300GB/s", alpha="2us", local_alpha="1us")
     transfers = transfers_of(weights, "bfloat16", old, new)
     made, _, mine = harness.spent(lambda: plan(transfers, topology))
-    told = [metadata(weights, "bfloat16", grid, new.devices.stop) for grid in (old, new)]
+    before, after = (metadata(weights, "bfloat16", grid, new.devices.stop) for grid in (old, new))
     everybody = range(new.devices.stop)
-    theirs, _, seconds = harness.spent(lambda: planned(*told, everybody if centralised() else everybody[:1]))
-    other = as_plan(transfers, topology, theirs if centralised() else planned(*told, everybody))
+    theirs, _, seconds = harness.spent(lambda: planned(before, after, everybody if centralised() else everybody[:1]))
+    other = as_plan(transfers, topology, theirs if centralised() else planned(before, after, everybody))
     ours, peer = simulate(made).makespan, simulate(other, in_flight=None).makespan
     peer_name = "Megatron-core's planner"
-    sent = [float(max(out for out, _ in found.nic_bytes().values())) for found in (made, other)]
+    mine_out, their_out = (float(max(out for out, _ in found.nic_bytes().values())) for found in (made, other))
     columns = {"lower_bound": made.lower_bound, "gap": made.gap, "peer_over_bound": peer / made.lower_bound}
     unit = "s of the processor"
     return [
         harness.row(f"{label}: simulated", ours, peer, peer_name, ours / peer, **harness.extra(columns)),
-        harness.row(f"{label}: bytes out of the busiest host", *sent, peer_name, sent[0] / sent[1], unit="bytes"),
+        harness.row(f"{label}: bytes out of the busiest host", mine_out, their_out, peer_name, mine_out / their_out,
+                    unit="bytes"),
         harness.row(f"{label}: bytes between hosts", made.network_bytes, other.network_bytes, peer_name,
                     made.network_bytes / other.network_bytes, unit="bytes"),
         harness.row(f"{label}: planning", mine, seconds, peer_name, mine / seconds, unit=unit),
