@@ -7,7 +7,7 @@ from typing import Any
 from xmesh_reshard import quantities
 from xmesh_reshard.chains import MIN_CHUNK
 from xmesh_reshard.demands import Demands, Table, demands_of, group_transfers
-from xmesh_reshard.emitting import Draft, settle, tabulate, timed
+from xmesh_reshard.emitting import Draft, arrange, settle, tabulate
 from xmesh_reshard.layout import Layout, LayoutError
 from xmesh_reshard.plans import Plan, Transfer
 from xmesh_reshard.stock import Stock
@@ -70,11 +70,11 @@ def plan(
     inside = [
         _inside_host(host, table, demands.stock, topology, options) for host, table in sorted(demands.local.items())
     ]
-    # Small messages come first: among large ones, each would make all the devices it passes wait for one another.
-    drafts = [*network.drafts, *(message for level in inside for message in level.drafts)]
-    drafts.sort(key=lambda message: (message.nbytes >= options.smallest, message.start))
+    drafts = sorted(
+        [*(message for level in inside for message in level.drafts), *network.drafts], key=lambda message: message.start
+    )
     settle(drafts, network.ports, topology, options.smallest)
-    makespan = timed(drafts, network.ports, topology)
+    drafts, makespan = arrange(drafts, network.ports, topology, options.smallest)
     bound, cause = max([network.bound, *(level.bound for level in inside), _by_device(demands, topology)])
     tables = tabulate(drafts, demands.copies, demands.stock)
     notes = (f"bound by {cause}" if drafts else "nothing has to move", *network.notes, _methods(drafts))

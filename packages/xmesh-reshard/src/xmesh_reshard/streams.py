@@ -1,5 +1,6 @@
 """One level of the network: from what hosts need of one another to messages in an order."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
@@ -66,7 +67,7 @@ def schedule(tables: Table, stock: Stock, topology: Topology, options: Options) 
     shares = found.shares if options.split else _whole(wanted, found)
     ports = Ports(topology, sorted({h for d in wanted for h in (*d.holders, *d.receivers)}))
     jobs, supplies = _jobs(wanted, shares, list(tables.values()), stock, found, topology)
-    chunks = _chunk_sizes(jobs, ports, topology, options)
+    chunks = _chunk_sizes(jobs, _doors(tables, host_of), ports, topology, options)
     jobs = [
         Job(job.hosts, job.nbytes, topology.alpha + min(chunk, job.nbytes) / ports.base)
         for job, chunk in zip(jobs, chunks, strict=True)
@@ -147,8 +148,13 @@ def _chain(
     return sorted(receivers, key=lambda h: (racks[h] != racks[host], first[racks[h]], rank[h]))
 
 
-def _chunk_sizes(jobs: Sequence[Job], ports: Ports, topology: Topology, options: Options) -> list[int]:
-    """Chunk of each job: the closed form for all that its busiest receiver gets, as chains in a row fill once."""
+def _chunk_sizes(
+    jobs: Sequence[Job], doors: Mapping[int, int], ports: Ports, topology: Topology, options: Options
+) -> list[int]:
+    """Chunk of each job: the closed form for all that its busiest receiver gets, as chains in a row fill once.
+
+    Chains through several devices of a host run side by side: each has its part of the bytes and of the rate.
+    """
     into: dict[int, int] = {}
     for job in jobs:
         for h in job.hosts[1:]:
@@ -156,10 +162,25 @@ def _chunk_sizes(jobs: Sequence[Job], ports: Ports, topology: Topology, options:
     sizes = []
     for job in jobs:
         hops = len(job.hosts) - 1
-        stream = max(into[h] for h in job.hosts[1:])
-        count = best_chunks(stream, [topology.alpha] * hops, [ports.base] * hops, options.smallest)
-        sizes.append(max(1, min(options.largest, -(-stream // count))))
+        stream, busiest = max((into[h], h) for h in job.hosts[1:])
+        chains = doors[busiest]
+        rates = [ports.base * ports.lanes[job.hosts[0]] / max(chains, ports.lanes[job.hosts[0]])] * hops
+        count = best_chunks(stream / chains, [topology.alpha] * hops, rates, options.smallest)
+        sizes.append(max(1, min(options.largest, math.ceil(stream / chains / count))))
     return sizes
+
+
+def _doors(tables: Table, host_of: Mapping[int, int]) -> dict[int, int]:
+    """Number of devices of each host through which data enter it."""
+    found: dict[int, set[int]] = {}
+    for routes in tables.values():
+        for _, needers in routes:
+            entered: set[int] = set()
+            for device in needers:
+                if (host := host_of[device]) not in entered:
+                    entered.add(host)
+                    found.setdefault(host, set()).add(device)
+    return {host: len(devices) for host, devices in found.items()}
 
 
 def _merged(slots: Sequence[Slot]) -> list[Slot]:
