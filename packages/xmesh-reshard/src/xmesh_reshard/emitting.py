@@ -210,10 +210,13 @@ def arrange(drafts: Sequence[Draft], ports: Ports, topology: Topology, small: in
         The messages in order, with their start and end, and the seconds until the last has arrived.
     """
     first = sorted(drafts, key=lambda message: message.nbytes >= small)
-    orders = [interleave(first, topology), first, list(drafts)]
-    seconds = [timed(order, ports, topology) for order in orders]
-    best = min(range(len(orders)), key=lambda k: (seconds[k] > min(seconds) * 1.002, k))
-    return orders[best], timed(orders[best], ports, topology)
+    orders: dict[tuple[int, ...], list[Draft]] = {}
+    for order in (list(drafts), first, interleave(first, topology)):
+        orders[tuple(map(id, order))] = order
+    seconds = {key: timed(order, ports, topology) for key, order in orders.items()}
+    last = next(reversed(orders))  # mixed orders are preferred where they cost nothing
+    best = last if seconds[last] <= min(seconds.values()) * 1.002 else min(orders, key=lambda key: seconds[key])
+    return orders[best], seconds[best] if best == last else timed(orders[best], ports, topology)
 
 
 def interleave(drafts: Sequence[Draft], topology: Topology) -> list[Draft]:
