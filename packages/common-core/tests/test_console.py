@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from common_core.cli import Answer, main, package_app, run_app
+from common_core.cli import Answer, main, package_app, run_app, writable
 from common_core.console import Board, duration, table
 from common_core.engine import Event, TaskResult
 
@@ -114,3 +114,11 @@ def test_a_package_command_has_claims_and_its_own_verbs(capsys):
     out = capsys.readouterr().out
     assert "demo" in out
     assert "claims" in out
+
+
+def test_files_in_folders_that_do_not_exist_are_refused(tmp_path) -> None:
+    writable(None, tmp_path / "plan.json")
+    with pytest.raises(ValueError, match="does not exist"):
+        writable(tmp_path / "nowhere" / "plan.json")
+    with pytest.raises(ValueError, match="is a folder"):
+        writable(tmp_path)

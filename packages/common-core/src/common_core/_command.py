@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -53,6 +54,22 @@ def option(metavar: str, absent: str | None = None) -> Any:
     tyro = _tyro()
     hint = None if absent is None else f"(default: {absent})"
     return tyro.conf.arg(metavar=metavar, help_behavior_hint=hint)
+
+
+def writable(*files: Path | None) -> None:
+    """Refuse files whose folder does not exist before any work is done.
+
+    Args:
+        files: Files that a command will write; None for those that were not asked for.
+
+    Raises:
+        ValueError: If a folder does not exist, or a file is a folder itself.
+    """
+    for file in files:
+        if file is not None and not file.parent.is_dir():
+            raise ValueError(f"the folder {file.parent} of {file.name} does not exist; make it, or mend the path")
+        if file is not None and file.is_dir():
+            raise ValueError(f"{file} is a folder; give a file")
 
 
 def _tyro() -> Any:

@@ -9,6 +9,7 @@ from common_core._command import USAGE as USAGE
 from common_core._command import Answer as Answer
 from common_core._command import option as option
 from common_core._command import run_app as run_app
+from common_core._command import writable as writable
 
 
 def package_app(

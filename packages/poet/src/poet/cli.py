@@ -5,10 +5,10 @@ from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from common_core.cli import FELL_SHORT, OK, Answer, option, package_app
+from common_core.cli import FELL_SHORT, OK, Answer, option, package_app, writable
 from common_core.console import progress, table
 from common_core.records import write_bytes_atomic, write_json_atomic
-from poet.cli_inputs import find_graph, find_model, find_objective, writable
+from poet.cli_inputs import find_graph, find_model, find_objective
 from poet.cli_show import DEVICE_HEAD, device_row, watched
 from poet.device import Device
 from poet.units import show_bytes

@@ -68,19 +68,6 @@ def find_objective(text: str) -> Objective:
         raise ValueError(f"objective must be energy, time, or weights as 1:0.5, got {text!r} ({error})") from None
 
 
-def writable(*files: Path | None) -> None:
-    """Refuse files whose folder does not exist before anything is searched.
-
-    Raises:
-        ValueError: If one does not, or is a folder itself.
-    """
-    for file in files:
-        if file is not None and not file.parent.is_dir():
-            raise ValueError(f"the folder {file.parent} of {file.name} does not exist; make it, or mend the path")
-        if file is not None and file.is_dir():
-            raise ValueError(f"{file} is a folder; give a file")
-
-
 def find_model(name: str, options: Mapping[str, int]) -> tuple[Any, Any, Any]:
     """A built-in model by name, or what `module:function` returns: model, loss function, batch.
 
