@@ -33,7 +33,10 @@ def test_bars_that_overlap_lie_beside_each_other() -> None:
     bars = [(0.0, 2.0, 0), (1.0, 3.0, 1), (2.0, 4.0, 2), (2.5, 3.5, 3)]
     assert plots._lanes(bars) == [0, 1, 0, 2]
     overlapping = simulate(naive_broadcast(CASE.transfers, CASE.topology), in_flight=None)
-    assert svg(plots.gantt(overlapping, bound=PLAN.lower_bound)).startswith("<svg")
+    figure = plots.gantt(overlapping, bound=PLAN.lower_bound / 2)
+    (line,) = figure.axes[0].lines
+    assert line.get_xdata()[0] == pytest.approx(1e3 * PLAN.lower_bound / 2)  # in ms, wherever the bars end
+    assert svg(figure).startswith("<svg")
 
 
 def test_of_many_ports_the_busiest_are_shown() -> None:

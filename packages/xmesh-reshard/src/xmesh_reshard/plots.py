@@ -39,11 +39,11 @@ def gantt(run: Plan | Simulation, *, title: str = "", bound: SupportsFloat | Non
     if isinstance(run, Plan):
         bound = run.lower_bound if bound is None else bound
         run = run.simulate()
-    end = 0.0 if bound is None else float(bound)
+    limit = 0.0 if bound is None else float(bound)
     rows = chart_ports(run)
     if not rows:
         raise ValueError("there is nothing to draw: no port carries anything")
-    unit, factor = _time(max(run.makespan, end))
+    unit, factor = _time(max(run.makespan, limit))
     figure, axes = new_figure(7.5, 1.1 + 0.3 * len(rows))
     mine = np.isin(run.bar_port, [run.port_names.index(name) for name in rows])
     numbers = bool(int(mine.sum()) <= _LABELS * 2)
@@ -59,12 +59,12 @@ def gantt(run: Plan | Simulation, *, title: str = "", bound: SupportsFloat | Non
             if numbers and (end - start) / run.makespan > 0.012 * len(str(message)):
                 middle = (start + end) / 2 / factor, low + 0.53 * height
                 axes.text(*middle, str(message), color="white", fontsize=6.5, ha="center", va="center")
-    if end:
-        axes.axvline(end / factor, color="black", linestyle="--", linewidth=1.2)
-        place = {"xy": (end / factor, 1.0), "xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
+    if limit:
+        axes.axvline(limit / factor, color="black", linestyle="--", linewidth=1.2)
+        place = {"xy": (limit / factor, 1.0), "xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
         axes.annotate("lower bound", xytext=(-3, 3), ha="right", fontsize=8, **place)
     axes.set(yticks=range(len(rows)), yticklabels=rows, ylim=(len(rows) - 0.5, -0.5), xlabel=f"time ({unit})")
-    axes.set_xlim(0, 1.02 * max(run.makespan, end) / factor)
+    axes.set_xlim(0, 1.02 * max(run.makespan, limit) / factor)
     axes.grid(visible=False, axis="y")
     axes.set_title(title, loc="left")
     return figure
