@@ -35,7 +35,7 @@ def test_bars_that_overlap_lie_beside_each_other() -> None:
     overlapping = simulate(naive_broadcast(CASE.transfers, CASE.topology), in_flight=None)
     figure = plots.gantt(overlapping, bound=PLAN.lower_bound / 2)
     (line,) = figure.axes[0].lines
-    assert line.get_xdata()[0] == pytest.approx(1e3 * PLAN.lower_bound / 2)  # in ms, wherever the bars end
+    assert np.asarray(line.get_xdata())[0] == pytest.approx(1e3 * PLAN.lower_bound / 2)  # in ms, wherever the bars end
     assert svg(figure).startswith("<svg")
 
 
