@@ -81,9 +81,9 @@ def test_the_least_bytes_of_a_refit(bench: Load):
 
 def test_which_broadcasts_have_goals(bench: Load):
     goal = bench("bench_broadcast").goal_of
-    assert goal("gloo's broadcast", 2, 2) == pytest.approx(0.4)
-    assert goal("gloo's broadcast", 1, 2) is None
-    assert goal("send/recv to each receiver", 4, 2) == pytest.approx(1.1 / 8)
+    assert goal("gloo's broadcast", 2, 2, 1.1) == pytest.approx(0.4)
+    assert goal("gloo's broadcast", 1, 2, 1.0) is None
+    assert goal("send/recv to each receiver", 4, 2, 1.2) == pytest.approx(1.1 * 1.2 / 8)
 
 
 def test_the_simulators_error_is_judged_by_its_worst_row(bench: Load):
