@@ -184,8 +184,7 @@ def test_threads_with_delays_are_as_long_as_the_closed_forms(monkeypatch: pytest
     assert min(found["measured_eager"], found["measured_1f1b"]) > 1  # sleeping takes at least as long
 
 
-def test_splits_follow_their_closed_forms(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_tensors, "_ROWS", 2**10)
+def test_splits_follow_their_closed_forms() -> None:
     metrics = _tensors.run_split("quick", 0, "cpu").metrics
     assert metrics["gain_2_3"] == pytest.approx(4 / 3, rel=1e-3)
     assert metrics["gain_4_5"] == pytest.approx(8 / 5, rel=1e-3)

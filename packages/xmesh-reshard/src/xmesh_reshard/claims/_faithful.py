@@ -15,7 +15,7 @@ _METHODS = ("plan", "naive_broadcast", "send_recv")
 
 def _suite(scale: str) -> list[Case]:
     if scale == "quick":
-        return [one_to_many_case(1, 2, 2**21, nic="20MB/s", alpha=ALPHA)]
+        return [one_to_many_case(1, 2, 2**21, nic="10MB/s", alpha=ALPHA)]
     wide = [one_to_many_case(a, b, 2**22, nic="15MB/s", alpha=ALPHA) for a, b in ((1, 4), (2, 2), (3, 2))]
     return wide + [multi_host_case(k, 8, nic="15MB/s", alpha=ALPHA) for k in case_numbers() if k != 8]
 
