@@ -74,7 +74,7 @@ def assign(demands: Sequence[Demand], topology: Topology, tiny: float = 1e-3) ->
     """
     bound, cause = _entering(demands, topology)
     load = np.zeros(len(topology.hosts))
-    if all(len(d.holders) == 1 for d in demands) and not _relays(demands):
+    if all(len(d.holders) == 1 for d in demands) and not _relays(demands, topology):
         for d in demands:
             load[d.holders[0]] += d.nbytes
         shares: list[tuple[float, ...]] = [(1.0,)] * len(demands)
@@ -90,10 +90,14 @@ def assign(demands: Sequence[Demand], topology: Topology, tiny: float = 1e-3) ->
     return Assignment(tuple(shares), tuple(relays), bound, cause, load)
 
 
-def _relays(demands: Sequence[Demand]) -> bool:
-    """Whether a host that passes data on has data of its own to send."""
+def _relays(demands: Sequence[Demand], topology: Topology) -> bool:
+    """Whether passing data on can bind: a host that does also sends its own, or is slower out than in.
+
+    Elsewhere a chain sends no more out of a host than it brings in.
+    """
     senders = {h for d in demands for h in d.holders}
-    return any(len(d.receivers) > 1 and not senders.isdisjoint(d.receivers) for d in demands)
+    relays = {h for d in demands if len(d.receivers) > 1 for h in d.receivers}
+    return any(h in senders or topology.hosts[h].up < topology.hosts[h].down for h in relays)
 
 
 def _entering(demands: Sequence[Demand], topology: Topology) -> tuple[float, str]:
@@ -129,7 +133,7 @@ def _program(
     demands: Sequence[Demand], topology: Topology, least: float
 ) -> tuple[float, list[tuple[float, ...]], list[tuple[float, ...]], np.ndarray]:
     """Solve the linear program; the variables are x and, last, T."""
-    relays = _relays(demands)
+    relays = _relays(demands, topology)
     own = [len(d.holders) for d in demands]
     hosts = [d.holders + (d.receivers if relays and len(d.receivers) > 1 else ()) for d in demands]
     starts = np.concatenate([[0], np.cumsum([len(h) for h in hosts])]).astype(np.int64)

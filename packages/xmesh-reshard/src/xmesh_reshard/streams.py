@@ -162,6 +162,9 @@ def _chunk_sizes(
     sizes = []
     for job in jobs:
         hops = len(job.hosts) - 1
+        if hops == 1:  # nobody passes it on: every chunk more would only cost α
+            sizes.append(options.largest)
+            continue
         stream, busiest = max((into[h], h) for h in job.hosts[1:])
         chains = doors[busiest]
         rates = [ports.base * ports.lanes[job.hosts[0]] / max(chains, ports.lanes[job.hosts[0]])] * hops
