@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for hosts, devices in ((2, 1),) if args.quick else RECEIVERS:
         nbytes, rate = (2**18, "400Mbit") if args.quick else (NBYTES, RATE)
         case = one_to_many_case(hosts, devices, nbytes, nic=rate, local=LOCAL, alpha=ALPHA)
-        some = measured(case, hosts, devices, args.repeats or (2 if args.quick else 9), links)
+        some = measured(case, hosts, devices, args.repeats or (2 if args.quick else 7), links)
         harness.show(some)
         rows += some
     notes = NOTES if links == "netns" else NOTES + BUCKET

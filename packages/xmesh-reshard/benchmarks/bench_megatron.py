@@ -110,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     possible = centralised() and not why_no_namespaces()
     for label, (old, new) in list(REAL.items())[: 1 if args.quick else None] if possible else ():
         first = Grid(0, *old)
-        some = real(label, 64 if args.quick else 416, first, Grid(4, *new), args.repeats or (2 if args.quick else 7))
+        some = real(label, 64 if args.quick else 416, first, Grid(4, *new), args.repeats or (2 if args.quick else 5))
         harness.show(some)
         rows += some
     notes = NOTES.format(version=version("megatron-core")) + (REALLY if possible else HARDLY)
