@@ -45,12 +45,14 @@ class Namespaces:
         topology: The hosts and their rates.
         burst: Seconds of its rate that a link may send at once.
         queue: Seconds of its rate that wait at a link before packets are dropped.
+        buffer: Seconds of its rate that a connection takes from a sender ahead of the link. The system's own buffers of
+            megabytes would swallow whole messages of a scaled-down experiment, and sends would end that have not begun.
     """
 
-    def __init__(self, topology: Topology, *, burst: float = 1e-3, queue: float = 0.1) -> None:
+    def __init__(self, topology: Topology, *, burst: float = 1e-3, queue: float = 0.1, buffer: float = 5e-3) -> None:
         if (reason := why_no_namespaces()) is not None:
             raise TransportError(f"cannot make network namespaces: {reason}; use links='bucket'")
-        self._topology, self._burst, self._queue = topology, burst, queue
+        self._topology, self._burst, self._queue, self._buffer = topology, burst, queue, buffer
         self._held: list[int] = []
         self._hosts: list[int] = []
 
@@ -72,6 +74,7 @@ class Namespaces:
                 _run(f"ip addr add {self.address(h)}/16 dev {INTERFACE}")
                 _run(f"ip link set {INTERFACE} up")
                 self._slow(INTERFACE, host.up)
+                self._shorten(max(host.up, host.down))
         except BaseException:
             self.__exit__(None, None, None)
             raise
@@ -112,6 +115,12 @@ class Namespaces:
     def _hold(self) -> int:
         self._held.append(os.open("/proc/self/ns/net", os.O_RDONLY))
         return self._held[-1]
+
+    def _shorten(self, rate: float) -> None:
+        """Bound the buffers of connections in the namespace that this process is in."""
+        most = max(2**16, int(rate * self._buffer))
+        for side in ("tcp_wmem", "tcp_rmem"):
+            Path("/proc/sys/net/ipv4", side).write_text(f"4096 {min(most, 2**17)} {most}\n")
 
     def _slow(self, link: str, rate: float) -> None:
         """A token bucket for what leaves an interface."""
