@@ -19,7 +19,7 @@ import nox
 ROOT = Path(__file__).parent
 PACKAGES = sorted(path.parent.name for path in ROOT.glob("packages/*/pyproject.toml"))
 # Distribution name to import name where deptry cannot see it: nothing is installed in the lint session.
-MODULES = {"repertory-common-core": "common_core", "scikit-learn": "sklearn"}
+MODULES = {"repertory-common-core": "common_core", "pyyaml": "yaml", "scikit-learn": "sklearn"}
 
 nox.needs_version = ">=2025.10.16"
 nox.options.default_venv_backend = "uv"

@@ -225,3 +225,11 @@ def test_lanes_follow_the_slowest_card_that_takes_part() -> None:
     )
     ports = Ports(mixed, [0, 1])
     assert (ports.lanes, ports.rate) == ([3, 1, 3, 1], [1e6] * 4)
+
+
+@pytest.mark.parametrize("slow", [1e5, 10.0, 1e-3])
+def test_a_slow_holder_does_not_blur_the_bound(slow: float) -> None:
+    rates = (1e9, 3e9, 1e10, slow)
+    hosts = tuple(Host(f"h{k}", (k,), (Nic(rate, rate),)) for k, rate in enumerate(rates))
+    found = assign([Demand((0, 1, 3), (2,), 10**9)], Topology(hosts))
+    assert found.seconds == pytest.approx(1e9 / (4e9 + slow), rel=1e-7)

@@ -198,3 +198,31 @@ def test_planning_needs_no_framework() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[] []"
+
+
+def test_messages_of_single_elements() -> None:
+    source = Layout.sharded((3,), "complex128", Mesh.grid((1,)), "R")
+    target = Layout.sharded((3,), "complex128", Mesh.grid((1,), first=1), "R")
+    made = plan({"x": (source, target)}, Topology.uniform(2, 1), max_message=1)
+    assert [message.nbytes for message in made.messages] == [16, 16, 16]
+
+
+def test_a_device_exchanges_one_message_at_a_time_with_another() -> None:
+    """Two cards help two pairs of devices, and not one pair."""
+    for pairs, seconds in ((1, 1.0), (2, 0.5)):
+        source = Layout.sharded((1 << 20,), "uint8", Mesh.grid((pairs,)), "S0")
+        target = Layout.sharded((1 << 20,), "uint8", Mesh.grid((pairs,), first=2), "S0")
+        made = plan({"x": (source, target)}, Topology.uniform(2, 2, nic=float(1 << 20), nics=2))
+        assert made.lower_bound == 0.5
+        assert made.makespan == made.simulate().makespan == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 2e-6, 1e-5])
+def test_refits_are_planned_as_they_are_simulated(alpha: float) -> None:
+    from xmesh_reshard.models import llama_refit
+
+    case = llama_refit("8b", alpha=alpha, nic="200Gbit")
+    made = plan(case.transfers, case.topology)
+    assert made.network_bytes == 8 * sum(pair.source.nbytes for pair in case.transfers.values())
+    assert made.gap <= 0.01
+    assert made.simulate().makespan == pytest.approx(made.makespan, rel=0.01)

@@ -5,7 +5,8 @@ once, and after that hosts that have received it may pass it on. The least time 
 
     Σ_h x[u, h] = receivers(u),   Σ_{h holds u} x[u, h] ≥ 1,   Σ_u size(u) x[u, h] ≤ T up(h),   in(h) ≤ T down(h)
 
-is below the makespan of every plan (x counts how often host h sends part u; a receiver may send at most to the others).
+is below the makespan of every plan whose messages go to hosts that need them (x counts how often host h sends part u; a
+receiver may send at most to the others).
 Racks and the core are bounded by what must cross them. The paper's bound is the case of equal hosts that do not relay.
 """
 
@@ -143,14 +144,14 @@ def _program(
     scale = max(d.nbytes for d in demands)
     sizes = np.array([d.nbytes / scale for d in demands])
     up = np.array([host.up for host in topology.hosts])
-    unit = scale / up.min()
     used = np.unique(flat)
+    unit = max(least, scale / float(up[used].max()))
     row_of = np.full(len(up), -1)
     row_of[used] = np.arange(len(used))
-    # Σ_u size x - T up ≤ 0 for each host; and Σ over holders ≥ 1 where receivers may relay
+    # Σ_u size x / up - T ≤ 0 for each host; and Σ over holders ≥ 1 where receivers may relay
     rows = [row_of[flat], np.arange(len(used))]
     cols = [np.arange(n), np.full(len(used), n)]
-    data = [sizes[of], -up[used] / up.min()]
+    data = [sizes[of] * (scale / (up[flat] * unit)), -np.ones(len(used))]
     relayed = [k for k in range(len(demands)) if len(hosts[k]) > own[k]]
     for place, k in enumerate(relayed):
         rows.append(np.full(own[k], len(used) + place))

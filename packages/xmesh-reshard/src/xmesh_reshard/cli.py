@@ -7,11 +7,11 @@ from typing import Annotated, Any, Literal
 
 import yaml
 
-from common_core.cli import FELL_SHORT, OK, Answer, option, package_app
+from common_core.cli import FELL_SHORT, OK, Answer, option, package_app, writable
 from common_core.console import progress, table
 from common_core.records import write_bytes_atomic, write_json_atomic
 from xmesh_reshard import quantities
-from xmesh_reshard.cli_inputs import Job, find_job, numbers, on_network, pairs, slowed, writable
+from xmesh_reshard.cli_inputs import Job, find_job, numbers, on_network, pairs, slowed
 from xmesh_reshard.cli_show import WORDS, Row, compare, compare_table
 from xmesh_reshard.explain import bytes_text, explain, seconds_text
 from xmesh_reshard.planning import plan as make_plan

@@ -15,7 +15,7 @@ from xmesh_reshard.io import load_plan
 from xmesh_reshard.models import llama_refit
 from xmesh_reshard.plans import Plan
 from xmesh_reshard.specs import SpecError, load_transfers, parse_transfers
-from xmesh_reshard.topology import Host, Nic, Topology, TopologyError
+from xmesh_reshard.topology import Host, Nic, Topology
 
 BUILT_IN = "case:1 to case:9, multicast:AxB (as multicast:4x2), llama:8b or llama:70b"
 
@@ -51,7 +51,7 @@ def find_job(name: str, topology: Path | None = None, shrink: int = 1) -> Job:
     """
     if shrink < 1:
         raise ValueError(f"shrink is a whole number from 1 up, got {shrink}")
-    network = None if topology is None else find_topology(topology)
+    network = None if topology is None else Topology.load(topology)
     case = _built_in(name, shrink)
     if case is not None:
         return Job(case if network is None else _on(case, network))
@@ -68,31 +68,6 @@ def find_job(name: str, topology: Path | None = None, shrink: int = 1) -> Job:
         made = load_plan(name)
         return Job(Case(Path(name).stem, made.tensors, made.topology), made)
     return Job(load_transfers(name) if network is None else _replaced(Path(name), network))
-
-
-def find_topology(file: Path) -> Topology:
-    """The network of a file.
-
-    Raises:
-        ValueError: It does not hold one; names the file.
-    """
-    try:
-        return Topology.load(file)
-    except ValueError as error:
-        raise TopologyError(f"{file}: {str(error).removeprefix(f'{file} ')}") from None
-
-
-def writable(*files: Path | None) -> None:
-    """Refuse files whose folder does not exist before anything is done.
-
-    Raises:
-        ValueError: If one does not, or is a folder itself.
-    """
-    for file in files:
-        if file is not None and not file.parent.is_dir():
-            raise ValueError(f"the folder {file.parent} of {file.name} does not exist; make it, or mend the path")
-        if file is not None and file.is_dir():
-            raise ValueError(f"{file} is a folder; give a file")
 
 
 def slowed(topology: Topology, slowest: float) -> Topology:

@@ -1,6 +1,8 @@
 """Where the parts of a sharded tensor are: one box of the global index space on every device."""
 
 import math
+import operator
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,7 +32,7 @@ def dtype_of(name: object) -> np.dtype:
         raise LayoutError(
             f"unknown dtype {text!r}: give a NumPy or ml_dtypes name such as 'float32', 'bfloat16'"
         ) from None
-    if found.hasobject or found.itemsize == 0 or found.names or text in {"int2", "int4", "uint2", "uint4"}:
+    if found.hasobject or found.itemsize == 0 or found.names or re.fullmatch(r"(u?int|float)[1246](_\w+)?", text):
         raise LayoutError(f"dtype {text!r} cannot be sent as bytes: give a numeric type of whole bytes")
     return found
 
@@ -106,7 +108,7 @@ class Layout:
     upper: Int[np.ndarray, "n d"]
 
     def __post_init__(self) -> None:
-        shape = tuple(int(n) for n in self.shape)
+        shape = _whole(self.shape)
         if any(n < 0 for n in shape):
             raise LayoutError(f"a shape has no negative lengths; got {shape}")
         devices = np.asarray(self.devices, np.int64).reshape(-1)
@@ -149,7 +151,7 @@ class Layout:
             LayoutError: The spec has more dimensions than the shape, names an axis that is not there, or uses one
                 twice.
         """
-        shape = tuple(int(n) for n in shape)
+        shape = _whole(shape)
         entries = _entries(spec, len(shape), mesh)
         lower = np.zeros((mesh.devices.size, len(shape)), np.int64)
         upper = np.broadcast_to(np.array(shape, np.int64), lower.shape).copy()
@@ -179,7 +181,7 @@ class Layout:
             >>> Layout.from_boxes((5,), "int8", {0: [(0, 2)], 7: [slice(2, None)]}).shard_shape(7)
             (3,)
         """
-        shape = tuple(int(n) for n in shape)
+        shape = _whole(shape)
         lower, upper = [], []
         for device, box in boxes.items():
             pairs = [_pair(entry, n, device) for entry, n in zip(box, shape, strict=False)]
@@ -308,6 +310,17 @@ class Layout:
         return self.position[device]
 
 
+def _whole(shape: Sequence[int]) -> tuple[int, ...]:
+    """A shape of whole numbers, with fewer than 2^63 elements."""
+    try:
+        lengths = tuple(operator.index(n) for n in shape)
+    except TypeError:
+        raise LayoutError(f"a shape has whole numbers; got {tuple(shape)}") from None
+    if math.prod(lengths) * 16 >= 2**63:
+        raise LayoutError(f"the shape {lengths} has more elements than can be counted in 64 bits")
+    return lengths
+
+
 def _rows(lower: np.ndarray, upper: np.ndarray) -> Iterator[bytes]:
     return (a.tobytes() + b.tobytes() for a, b in zip(lower, upper, strict=True))
 
@@ -316,9 +329,11 @@ def _pair(entry: Any, n: int, device: int) -> tuple[int, int]:
     if isinstance(entry, slice):
         if entry.step not in (None, 1):
             raise LayoutError(f"device {device} has a slice of step {entry.step}; boxes have step 1")
-        return 0 if entry.start is None else int(entry.start), n if entry.stop is None else int(entry.stop)
+        return 0 if entry.start is None else operator.index(entry.start), n if entry.stop is None else operator.index(
+            entry.stop
+        )
     first, end = entry
-    return int(first), int(end)
+    return operator.index(first), operator.index(end)
 
 
 def _entries(spec: Spec, dims: int, mesh: Mesh) -> list[tuple[str, ...]]:

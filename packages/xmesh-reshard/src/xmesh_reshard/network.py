@@ -93,7 +93,7 @@ class Simulation:
         return f"Simulation({self.makespan:.4g} s, {len(self.message_end)} messages, busiest {self.critical!r})"
 
 
-def simulate(plan: Plan | Collective, *, detail: str = "auto", in_flight: int | None = 2) -> Simulation:
+def simulate(plan: Plan | Collective, *, detail: str = "auto", in_flight: int | str | None = "plan") -> Simulation:
     """Execute a plan as the devices would, in a network that is shared max-min fairly.
 
     Every device works off its steps in the plan's order with ``in_flight`` messages under way, and passes chunks on as
@@ -104,8 +104,8 @@ def simulate(plan: Plan | Collective, *, detail: str = "auto", in_flight: int | 
         detail: ``chunks``: every chunk on every hop is a flow. ``messages``: a message along a chain is one flow over
             all its ports, and the time that the chain needs to fill is added; both agree up to this time. ``auto``
             takes chunks for plans that have few of them.
-        in_flight: Messages under way at a device; 1 for transports that work in one strict order, None for libraries
-            that post everything at once.
+        in_flight: Messages under way at a device; ``plan`` for the plan's own window, 1 for transports that work in one
+            strict order, None for libraries that post everything at once.
 
     Returns:
         Times of the messages and loads of the ports.
@@ -123,8 +123,10 @@ def simulate(plan: Plan | Collective, *, detail: str = "auto", in_flight: int | 
     """
     if detail not in ("auto", "chunks", "messages"):
         raise ValueError(f"detail is 'auto', 'chunks' or 'messages'; got {detail!r}")
-    if in_flight is not None and in_flight < 1:
-        raise ValueError(f"at least one message is under way at a device; got in_flight={in_flight}")
+    if in_flight == "plan":
+        in_flight = plan.window if isinstance(plan, Plan) else 2
+    if isinstance(in_flight, str) or (in_flight is not None and in_flight < 1):
+        raise ValueError(f"in_flight is a number from 1 up, None or 'plan'; got in_flight={in_flight!r}")
     if isinstance(plan, Plan):
         t = plan.tables
         hops = Hops(t.hop_ptr, t.hop_source, t.hop_target, t.hop_out, t.hop_into)

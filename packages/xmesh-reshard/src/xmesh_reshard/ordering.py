@@ -16,7 +16,10 @@ import numpy as np
 from xmesh_reshard.colouring import decompose
 from xmesh_reshard.topology import Topology
 
-_MOST_LANES = 4096  # of one port; a port that is faster still has faster lanes
+_MOST_LANES = 64  # of one card; a card that is faster still has faster lanes
+_MOST_SHARED = 4096  # of an uplink or the core
+_MOST_COLOURED = 640  # lanes on both sides: more take too long to match
+_MOST_LISTED = 6000  # jobs: beyond, the list schedule would compare too many
 _CELLS = 3_000_000  # matrix cells that edge colouring may visit before list scheduling takes the rest
 
 
@@ -81,15 +84,15 @@ class Ports:
         for key, rate in [*limits, (("core", ""), topology.core)]:
             if math.isfinite(rate):
                 self._shared[key] = len(lanes)
-                lanes.append([(lane, -1) for lane, _ in self._split([rate])])
+                lanes.append([(lane, -1) for lane, _ in self._split([rate], _MOST_SHARED)])
         self.card = [[card for _, card in port] for port in lanes]
         self.rate = [min(rate for rate, _ in port) for port in lanes]
         self.lanes = [len(port) for port in lanes]
         self.plain = not self._shared
 
-    def _split(self, rates: Sequence[float]) -> list[tuple[float, int]]:
+    def _split(self, rates: Sequence[float], most: int = _MOST_LANES) -> list[tuple[float, int]]:
         """The lanes of several cards: rate and number of the card."""
-        counts = [min(_MOST_LANES, max(1, int(rate / self.base + 1e-9))) for rate in rates]
+        counts = [min(most, max(1, int(rate / self.base + 1e-9))) for rate in rates]
         return [(rate / n, card) for card, (rate, n) in enumerate(zip(rates, counts, strict=True)) for _ in range(n)]
 
     def of(self, hosts: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -150,11 +153,14 @@ def order(jobs: Sequence[Job], ports: Ports, bound: float, *, target: float = 0.
         return []
     lag = max(job.lag * (len(job.hosts) - 2) for job in jobs)
     good = max(bound, 1e-300) * (1 + target) + lag
+    single = ports.plain and all(len(job.hosts) == 2 for job in jobs)
+    if single and len(jobs) > _MOST_LISTED:
+        return _in_turns(jobs, ports)
     best = list_schedule(jobs, ports, [float(job.nbytes) for job in jobs])
     if _end(best) <= good:
         return best
-    if ports.plain and all(len(job.hosts) == 2 for job in jobs):
-        best = min(best, _coloured(jobs, ports), key=_end)
+    if single:
+        best = min(best, _coloured(jobs, ports) or best, key=_end)
     rng = np.random.default_rng(0)
     for attempt in range(restarts):
         if _end(best) <= good:
@@ -237,15 +243,31 @@ def _end(slots: Sequence[Slot]) -> float:
     return max((slot.end for slot in slots), default=0.0)
 
 
+def _in_turns(jobs: Sequence[Job], ports: Ports) -> list[Slot]:
+    """Every sender goes round the receivers, each beginning with another one."""
+    n = 1 + max(max(job.hosts) for job in jobs)
+    turn = sorted(range(len(jobs)), key=lambda k: ((jobs[k].hosts[1] - jobs[k].hosts[0]) % n, jobs[k].hosts))
+    clock, slots = Clock(ports), []
+    for k in turn:
+        route, _ = ports.of(jobs[k].hosts)
+        busy = jobs[k].nbytes / min(ports.rate[p] for p in route)
+        start = max(float(clock.first[p]) for p in route)
+        lanes = clock.book(route, [start] * len(route), [start + busy] * len(route))
+        slots.append(Slot(k, float(jobs[k].nbytes), start, start + busy, busy, lanes))
+    return sorted(slots, key=lambda slot: slot.start)
+
+
 def _coloured(jobs: Sequence[Job], ports: Ports) -> list[Slot]:
-    """Rounds of edge colouring on lanes, worked off in order."""
+    """Rounds of edge colouring on lanes, worked off in order; nothing where there are too many lanes."""
     routes = [ports.of(job.hosts) for job in jobs]
     outs, ins = (sorted({route[side] for route, _ in routes}) for side in (0, 1))
     rows, cols = ([(port, lane) for port in side for lane in range(ports.lanes[port])] for side in (outs, ins))
+    if len(rows) + len(cols) > _MOST_COLOURED:
+        return []
     load = np.zeros((len(rows), len(cols)))
     owner: dict[tuple[int, int], list[tuple[int, float]]] = {}
     _spread(jobs, routes, ports, rows, cols, load, owner)
-    rounds = decompose(load, max_rounds=max(64, _CELLS // (len(rows) + len(cols)) ** 2))
+    rounds = decompose(load, max_rounds=max(16, _CELLS // (len(rows) + len(cols)) ** 2))
     rates = [min(ports.rate[p] for p in route) for route, _ in routes]
     clock, slots = Clock(ports), []
     for length, pairs in rounds:

@@ -5,9 +5,10 @@ from dataclasses import replace
 from typing import Any
 
 from xmesh_reshard import quantities
+from xmesh_reshard.arranging import arrange, settle
 from xmesh_reshard.chains import MIN_CHUNK
 from xmesh_reshard.demands import Demands, Table, demands_of, group_transfers
-from xmesh_reshard.emitting import Draft, arrange, settle, tabulate
+from xmesh_reshard.emitting import Draft, tabulate
 from xmesh_reshard.layout import Layout, LayoutError
 from xmesh_reshard.plans import Plan, Transfer
 from xmesh_reshard.stock import Stock
@@ -32,8 +33,8 @@ def plan(
 
     Every part crosses to a host once, and inside a host from device to device. Senders are balanced by a linear program
     over all tensors (:mod:`~xmesh_reshard.assigning`), the order comes from edge colouring and list scheduling
-    (:mod:`~xmesh_reshard.ordering`), chunks from a closed form (:mod:`~xmesh_reshard.chains`). The same input gives the
-    same plan in every process.
+    (:mod:`~xmesh_reshard.ordering`), chunks from a closed form (:mod:`~xmesh_reshard.chains`). The same input, in the
+    same order, gives the same plan in every process.
 
     Args:
         transfers: For each tensor its source and target layout.
@@ -60,6 +61,10 @@ def plan(
         (4194304, True)
     """
     pairs = {str(name): _transfer(str(name), pair, cast) for name, pair in transfers.items()}
+    if len(pairs) < len(transfers):
+        raise ValueError("two tensors have names that are equal as texts; give each its own")
+    if not 0 <= target_gap < float("inf"):
+        raise ValueError(f"target_gap is a number from 0 up; got {target_gap!r}")
     topology.require([layout for pair in pairs.values() for layout in (pair.source, pair.target)])
     options = Options(quantities.size(max_message), max(1, quantities.size(min_chunk)), split_senders, target_gap)
     if options.largest < 1:
@@ -70,11 +75,14 @@ def plan(
     inside = [
         _inside_host(host, table, demands.stock, topology, options) for host, table in sorted(demands.local.items())
     ]
+    devices = sorted(
+        {d for pair in pairs.values() for side in (pair.source, pair.target) for d in side.devices.tolist()}
+    )
     drafts = sorted(
         [*(message for level in inside for message in level.drafts), *network.drafts], key=lambda message: message.start
     )
     settle(drafts, network.ports, topology, options.smallest)
-    drafts, makespan = arrange(drafts, network.ports, topology, options.smallest)
+    drafts, makespan = arrange(drafts, network.ports, topology, options.smallest, topology.window(devices))
     bound, cause = max([network.bound, *(level.bound for level in inside), _by_device(demands, topology)])
     tables = tabulate(drafts, demands.copies, demands.stock)
     notes = (f"bound by {cause}" if drafts else "nothing has to move", *network.notes, _methods(drafts))

@@ -250,6 +250,11 @@ class Plan:
         return tuple(np.unique(np.concatenate(parts)).tolist()) if parts else ()
 
     @property
+    def window(self) -> int:
+        """Messages that a device should have under way: two, and more where a host has several or faster cards."""
+        return self.topology.window(self.devices)
+
+    @property
     def messages(self) -> "Messages":
         """The messages in the total order that every device follows."""
         return Messages(self)
@@ -300,11 +305,11 @@ class Plan:
         return int(matrix.sum() - np.trace(matrix))
 
     def buffer_bytes(self, device: int) -> int:
-        """Most bytes that a device needs besides its old and new parts: two messages, packed."""
+        """Most bytes that a device needs besides its old and new parts: the messages under way, packed."""
         t = self.tables
         of_hop = np.repeat(np.arange(len(t.nbytes)), np.diff(t.hop_ptr))
         mine = np.unique(of_hop[(t.hop_source == device) | (t.hop_target == device)])
-        return int(np.sort(t.nbytes[mine])[-2:].sum())
+        return int(np.sort(t.nbytes[mine])[-self.window :].sum())
 
     def hash(self) -> str:
         """A fingerprint of the plan, equal in every process that made the same plan (hexadecimal)."""

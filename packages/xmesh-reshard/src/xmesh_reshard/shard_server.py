@@ -81,7 +81,7 @@ class ShardServer:
         *,
         timeout: SupportsFloat = 300.0,
         checksum: bool = False,
-        window: int = 2,
+        window: int | None = None,
     ) -> None:
         """Link up with the other servers; all do it at the same time.
 
@@ -91,7 +91,7 @@ class ShardServer:
             devices: The devices of all servers of the group, in the same order everywhere.
             timeout: Seconds without progress after which a peer is given up.
             checksum: Send CRC-32 sums of all chunks and compare them.
-            window: Messages under way at a time.
+            window: Messages under way at a time; the plan's own number if None.
 
         Raises:
             PeerLostError: Not all servers came within the timeout.
@@ -168,7 +168,13 @@ class ShardServer:
                 if (fingerprint := plan.hash()) != self._known[0]:
                     self._known = fingerprint, program_of(plan, self.device)
                 ballot.agree(fingerprint)
-                new, report = execute(self._known[1], packer, self._links, tick=ballot.tick, **self._options)
+                new, report = execute(
+                    self._known[1],
+                    packer,
+                    self._links,
+                    tick=ballot.tick,
+                    **{**self._options, "window": self._options["window"] or plan.window},
+                )
         except BaseException as error:
             if ballot.begun:
                 self._broken = f"{type(error).__name__}: {error}"

@@ -1,5 +1,6 @@
 """All pieces of a plan in one table, taken in bulk and cut where a quantity ends."""
 
+import math
 from collections.abc import Sequence
 from typing import final
 
@@ -44,6 +45,13 @@ class Stock:
         whole = Portion(group, first, last, tuple(corners[:d]), tuple(corners[w : w + d]), nbytes)
         taken, rest = cut(whole, amount, slack)
         return [self._append(part) for part in taken], [self._append(part) for part in rest]
+
+    def element(self, piece: int) -> int:
+        """Bytes of one element of a piece."""
+        group, first, last, nbytes, *corners = self._rows[piece].tolist()
+        d, w = self._dims[group], self._width
+        lengths = [b - a for a, b in zip(corners[:d], corners[w : w + d], strict=True)]
+        return nbytes // ((last - first) * math.prod(lengths))
 
     def _append(self, part: Portion) -> int:
         if self._count == len(self._rows):
@@ -96,6 +104,11 @@ class Queue:
             if rest:
                 break
         return np.concatenate(taken) if taken else np.zeros(0, np.int64)
+
+    def single(self) -> Int[np.ndarray, "t"]:
+        """One element."""
+        head = self._cut[0] if self._cut else int(self._pieces[self._next])
+        return self.take(float(self._stock.element(head)))
 
     def everything(self) -> Int[np.ndarray, "t"]:
         """All that is left."""

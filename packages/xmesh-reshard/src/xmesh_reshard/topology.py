@@ -1,7 +1,8 @@
 """The network: hosts with devices and network cards, racks, a core, and what a message costs."""
 
 import math
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -53,7 +54,7 @@ class Host:
     rack: str | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "devices", tuple(int(d) for d in self.devices))
+        object.__setattr__(self, "devices", tuple(operator.index(d) for d in self.devices))
         object.__setattr__(self, "nics", tuple(self.nics))
         object.__setattr__(self, "local", quantities.rate(self.local))
         if not self.nics:
@@ -173,6 +174,16 @@ class Topology:
         """Rate of a rack's uplink each way, for a name of :attr:`rack_of`; infinite where none is given."""
         return self.racks.get(rack.removeprefix("rack "), math.inf) if rack.startswith("rack ") else math.inf
 
+    def window(self, devices: Iterable[int]) -> int:
+        """Messages that each of some devices should have under way, from 2 to 16.
+
+        One for each card of the slowest kind that a host's cards amount to, and one more.
+        """
+        hosts = [self.hosts[h] for h in sorted({self.host_of[d] for d in devices})]
+        slowest = min((min(nic.up, nic.down) for host in hosts for nic in host.nics), default=1.0)
+        widest = max((max(host.up, host.down) for host in hosts), default=1.0)
+        return max(2, min(16, int(widest / slowest) + 1))
+
     def require(self, layouts: Sequence[Layout]) -> None:
         """Refuse layouts with devices that no host has.
 
@@ -249,7 +260,10 @@ class Topology:
             raise TopologyError(f"{path} is not YAML: {error}") from None
         if not isinstance(data, Mapping):
             raise TopologyError(f"{path} does not hold a topology: expected a mapping with 'hosts'")
-        return cls.from_dict(data)
+        try:
+            return cls.from_dict(data)
+        except ValueError as error:
+            raise TopologyError(f"{path}: {error}") from None
 
 
 def _only(data: Mapping[str, Any], known: set[str], what: str) -> None:

@@ -81,7 +81,7 @@ def links() -> str:
     return "bucket" if why_no_namespaces() else "netns"
 
 
-def measured(found: Plan, seed: int, how: str, repeats: int, window: int = 2) -> Measured:
+def measured(found: Plan, seed: int, how: str, repeats: int, window: int | None = None) -> Measured:
     """Execute a plan on gloo processes over slowed links, and compare the results bit by bit.
 
     Args:
@@ -89,7 +89,7 @@ def measured(found: Plan, seed: int, how: str, repeats: int, window: int = 2) ->
         seed: Of the tensors' contents.
         how: How links are slowed: bucket or netns.
         repeats: Executions; the median counts.
-        window: Messages under way at a device at a time.
+        window: Messages under way at a device at a time; the plan's own number if None.
     """
     from xmesh_reshard.transports.launcher import run_local
 

@@ -43,7 +43,7 @@ class TorchTransport:
         devices: The device that each rank of the group stands for, by rank; rank r is device r if None.
         timeout: Seconds without progress after which a peer is given up.
         checksum: Send CRC-32 sums of all chunks and compare them.
-        window: Messages under way at a device at a time (gloo).
+        window: Messages under way at a device at a time (gloo); the plan's own number if None.
         schedule: ``free`` receives ahead, ``rounds`` works in a strict order; ``auto`` is rounds for NCCL only.
         store: Shared by the processes; the default group's store if None.
         wrap: Puts something around the channel, such as a limit to its rate.
@@ -60,7 +60,7 @@ class TorchTransport:
         devices: Sequence[int] | None = None,
         timeout: SupportsFloat = 300.0,
         checksum: bool = False,
-        window: int = 2,
+        window: int | None = None,
         schedule: str = "auto",
         store: Any = None,
         wrap: Any = None,
@@ -87,9 +87,7 @@ class TorchTransport:
         self._place = torch.device("cuda", torch.cuda.current_device()) if self._nccl else torch.device("cpu")
         self._links = TorchLinks(self._group, {device: rank for rank, device in of_rank.items()}, self._timeout)
         self._channel: Any = self._links if wrap is None else wrap(self._links)
-        self._options: dict[str, Any] = (
-            {"checksum": checksum} if self._rounds else {"checksum": checksum, "window": window}
-        )
+        self._checksum, self._window = checksum, window
         self._devices = frozenset(of_rank.values())
         self._executions = 0
         self._known: weakref.WeakKeyDictionary[Plan, tuple[str, Program, dict[int, int]]] = weakref.WeakKeyDictionary()
@@ -127,7 +125,7 @@ class TorchTransport:
                     self._known[plan] = plan.hash(), program_of(plan, self.device), depths(plan, self.device)
                 fingerprint, program, hops = self._known[plan]
                 ballot.agree(fingerprint)
-                new, self.report = self._run(program, hops, packer, ballot.tick)
+                new, self.report = self._run(program, hops, self._window or plan.window, packer, ballot.tick)
         except BaseException as error:
             if ballot.begun:
                 self._broken = f"{type(error).__name__}: {error}"
@@ -149,18 +147,18 @@ class TorchTransport:
         self.close()
 
     def _run(
-        self, program: Program, hops: Mapping[int, int], packer: TorchPacker, tick: Any
+        self, program: Program, hops: Mapping[int, int], window: int, packer: TorchPacker, tick: Any
     ) -> tuple[dict[str, Any], Report]:
         if not self._rounds:
-            return execute(program, packer, self._channel, tick=tick, **self._options)
+            return execute(program, packer, self._channel, tick=tick, checksum=self._checksum, window=window)
         if not self._nccl:
-            return execute_rounds(program, hops, packer, self._channel, tick=tick, **self._options)
+            return execute_rounds(program, hops, packer, self._channel, tick=tick, checksum=self._checksum)
         began = time.perf_counter()
         caller = torch.cuda.current_stream()
         own = torch.cuda.Stream()
         own.wait_stream(caller)
         with torch.cuda.stream(own):
-            new, report = execute_rounds(program, hops, packer, self._channel, tick=tick, **self._options)
+            new, report = execute_rounds(program, hops, packer, self._channel, tick=tick, checksum=self._checksum)
             ended = own.record_event()
         for tensor in new.values():
             tensor.record_stream(caller)  # made in one stream, used in another
