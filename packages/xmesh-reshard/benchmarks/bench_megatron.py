@@ -56,9 +56,10 @@ def large(label: str, layers: int, old: Grid, new: Grid) -> list[Row]:
     transfers = transfers_of(weights, "bfloat16", old, new)
     made, _, mine = harness.spent(lambda: plan(transfers, topology))
     before, after = (metadata(weights, "bfloat16", grid, new.devices.stop) for grid in (old, new))
-    everybody = range(new.devices.stop)
-    theirs, _, seconds = harness.spent(lambda: planned(before, after, everybody if centralised() else everybody[:1]))
-    other = as_plan(transfers, topology, theirs if centralised() else planned(before, after, everybody))
+    theirs, _, seconds = harness.spent(
+        lambda: planned(before, after, new.devices if centralised() else new.devices[:1])
+    )
+    other = as_plan(transfers, topology, theirs if centralised() else planned(before, after, new.devices))
     ours, peer = simulate(made).makespan, simulate(other, in_flight=None).makespan
     peer_name = "Megatron-core's planner"
     mine_out, their_out = (float(max(out for out, _ in found.nic_bytes().values())) for found in (made, other))

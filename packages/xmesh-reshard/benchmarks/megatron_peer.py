@@ -91,7 +91,7 @@ def metadata(weights: Weights, dtype: str, grid: Grid, world: int) -> list[list[
     return found
 
 
-def planned(old: Sequence[Sequence[Any]], new: Sequence[Sequence[Any]], ranks: Sequence[int]) -> list[Any]:
+def planned(old: Sequence[Sequence[Any]], new: Sequence[Sequence[Any]], ranks: Sequence[int]) -> dict[int, Any]:
     """Megatron's plan for some ranks, by its planner in this process.
 
     Newer versions have a function of everybody's metadata, which every rank calls for itself. In older ones rank 0
@@ -105,7 +105,7 @@ def planned(old: Sequence[Sequence[Any]], new: Sequence[Sequence[Any]], ranks: S
     peer = resharding()
     if not centralised():
         rosters = peer.index_metadata_rosters(list(zip(old, new, strict=True)))
-        return [peer.build_plan_from_rosters(*rosters, rank) for rank in ranks]
+        return {rank: peer.build_plan_from_rosters(*rosters, rank) for rank in ranks}
     import torch
 
     made: list[Any] = []
@@ -123,7 +123,7 @@ def planned(old: Sequence[Sequence[Any]], new: Sequence[Sequence[Any]], ranks: S
         mock.patch.object(torch.distributed, "broadcast_object_list", lambda plans, **options: made.extend(plans)),
     ):
         peer.build_centralized_reshard_plan(module, module)
-    return [made[rank] for rank in ranks]
+    return {rank: made[rank] for rank in ranks}
 
 
 def centralised() -> bool:
@@ -131,10 +131,10 @@ def centralised() -> bool:
     return not hasattr(resharding(), "build_plan_from_rosters")
 
 
-def as_plan(transfers: Mapping[str, Transfer], topology: Topology, plans: Sequence[Any]) -> Plan:
-    """Megatron's plan in ours: what goes from one device to another is one message."""
+def as_plan(transfers: Mapping[str, Transfer], topology: Topology, plans: Mapping[int, Any]) -> Plan:
+    """Megatron's plan in ours, from the plans of the receiving ranks: all from one device to another is one message."""
     packed: dict[tuple[int, int], list[Piece]] = {}
-    for rank, made in enumerate(plans):
+    for rank, made in plans.items():
         for op in made.recv_ops:
             packed.setdefault((op.peer_rank, rank), []).append(_piece(op, transfers[op.param_name], rank))
     messages = []

@@ -41,7 +41,7 @@ def both(peer, old, new, dtype="float32"):
     transfers = peer.transfers_of(weights, dtype, *grids)
     world = grids[1].devices.stop
     topology = Topology.uniform(-(-world // 2), 2)
-    made = peer.planned(*(peer.metadata(weights, dtype, grid, world) for grid in grids), range(world))
+    made = peer.planned(*(peer.metadata(weights, dtype, grid, world) for grid in grids), grids[1].devices)
     return transfers, plan(transfers, topology), peer.as_plan(transfers, topology, made)
 
 
