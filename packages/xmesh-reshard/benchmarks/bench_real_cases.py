@@ -38,8 +38,7 @@ NOTES = (
     "another order every time. Times of ratios: from a barrier to the slowest rank's end, agreeing on the plan "
     "included. Against the simulator: from the first byte to the last at the slowest rank, as it models no agreement; "
     "simulated as executed, with two messages under way at a device; 'at_once' is simulated with everything posted at "
-    "once. In the simulator a message is under way until it has arrived, whereas the kernel's buffers take some "
-    "megabytes from a sender before: plans whose devices wait for one another in a bad order lie between the two. "
+    "once. A connection takes 5 ms of its link's rate from a sender ahead of the link, which the simulator does not. "
     "'units' are shares of T, what the tensor takes over one card. Every result was compared bit by bit with slicing: "
     "'wrong' counts ranks where it differed."
 )
