@@ -29,7 +29,9 @@ NOTES = (
     "A float32 matrix of 64 MiB between meshes of 4 of 8 CPU devices of one process. 'planned' is reshard(..., "
     "method='plan'), its plan made and its programs compiled before; reshard() by default calls device_put here. In "
     "turns; medians, ratios within pairs with 95 % intervals. Between processes device_put allows the same devices on "
-    "both sides only, so there is nothing to compare with."
+    "both sides only, so there is nothing to compare with. device_put copies nothing where the new shards can share "
+    "memory with the old or with a copy on the host, which depends on how that lies: of the last two rows, times of "
+    "microseconds are such, and from rows to whole it has also been seen to copy for a tenth of a second."
 )
 
 
