@@ -36,7 +36,7 @@ class TorchTransport:
     With gloo a message's chunks are received ahead and passed on as they arrive. With NCCL the plan runs in rounds of
     grouped sends and receives on one communicator and a stream of its own, so that the order of its kernels is the
     plan's order on every GPU; the results are ready in the caller's current stream. NCCL needs one GPU a process. The
-    path has run on one GPU and, over gloo, between processes, but not yet between GPUs.
+    path has run over gloo between processes, but not yet on GPUs.
 
     Args:
         group: The process group; the default group if None.
