@@ -37,7 +37,8 @@ NOTES = (
     "plans for all (to 0.16) its collectives are replaced, where every rank plans for itself (0.19) one rank's seconds "
     "count. Its plan is simulated point to point, all from one device to another in one message, with everything "
     "posted at once, as its services do, and shared max-min fairly. Megatron's planner takes tensor parallelism over "
-    "the same axis on both sides; other layouts of ours it cannot state. "
+    "the same axis on both sides; other layouts of ours it cannot state. Version 0.16 takes all cut weights from the "
+    "first replica, 0.19 from all replicas. "
 )
 REALLY = (
     "Real: float32 weights of about 8 MiB, every device a gloo process, every host a network namespace whose card the "
