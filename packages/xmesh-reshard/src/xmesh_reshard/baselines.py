@@ -60,7 +60,7 @@ def send_recv_balanced(transfers: Pairs, topology: Topology) -> Plan:
 
 
 def round_robin(transfers: Pairs, topology: Topology) -> Plan:
-    """Point to point, the holders in turn by the receiver's rank: how Megatron-core refits weights.
+    """Point to point, the holders in turn by the receiver's rank: how Megatron-core 0.19 refits weights.
 
     Receiver number r of the target layouts gets a part from the holder number r mod (number of holders).
     """
