@@ -124,3 +124,12 @@ def test_hosts_are_processes_or_slices(monkeypatch):
     for options in ({"devices": []}, {"processes_per_host": 0}, {"hosts": "rack"}, {"nics": 0}):
         with pytest.raises(ValueError, match="got"):
             topology_of_devices(**{"devices": devices, **options})
+
+
+def test_none_in_a_tree_stays() -> None:
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[1])
+    moved = reshard({"a": None, "w": np.ones(3)}, sharding)
+    assert moved["a"] is None
+    assert moved["w"].sharding == sharding
+    with pytest.raises(TypeError, match="sharding holds None"):
+        reshard({"a": np.ones(2), "w": np.ones(3)}, {"a": None, "w": sharding})

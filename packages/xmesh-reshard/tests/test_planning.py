@@ -226,3 +226,13 @@ def test_refits_are_planned_as_they_are_simulated(alpha: float) -> None:
     assert made.network_bytes == 8 * sum(pair.source.nbytes for pair in case.transfers.values())
     assert made.gap <= 0.01
     assert made.simulate().makespan == pytest.approx(made.makespan, rel=0.01)
+
+
+def test_holders_with_rate_to_spare_send_to_each_host_themselves() -> None:
+    """Two hosts with halves, two that need all: no chain, so nothing waits for a pipeline to fill."""
+    source = Layout.sharded((512, 512, 32), "bfloat16", Mesh.grid((2, 4)), "S01R")
+    target = Layout.sharded((512, 512, 32), "bfloat16", Mesh.grid((2, 4), first=8), "S1RR")
+    made = plan({"x": (source, target)}, Topology.uniform(4, 4, nic="25Gbit", alpha="5us"))
+    assert made.gap <= 0.002
+    assert made.simulate().makespan <= 1.005 * made.lower_bound
+    assert made.network_bytes == 2 * source.nbytes

@@ -108,7 +108,7 @@ def _gap(plan: Plan) -> str:
         return "no time was planned"
     if plan.gap <= 1e-9:
         return "it cannot be faster"
-    return f"at most {100 * plan.gap:.3g} % above the best possible" if math.isfinite(plan.gap) else "no bound is known"
+    return f"{100 * plan.gap:.3g} % above what no plan can beat" if math.isfinite(plan.gap) else "no bound is known"
 
 
 def _cards(plan: Plan) -> Table | None:

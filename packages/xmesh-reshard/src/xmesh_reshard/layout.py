@@ -19,13 +19,20 @@ class LayoutError(ValueError):
     """A layout that does not make sense: the spec, the mesh or the boxes do not fit the shape."""
 
 
+def _name(dtype: object) -> str:
+    """``float32`` for NumPy's, JAX's and torch's ways to write it."""
+    if isinstance(dtype, np.dtype):
+        return dtype.name
+    return getattr(dtype, "__name__", str(dtype)).removeprefix("torch.")
+
+
 def dtype_of(name: object) -> np.dtype:
     """The NumPy type of a name such as ``float32``, ``bfloat16`` or ``float8_e4m3fn``.
 
     Raises:
         LayoutError: There is no such type, or its elements have no fixed size of whole bytes.
     """
-    text = str(name).removeprefix("torch.")
+    text = _name(name)
     try:
         found = np.dtype(getattr(ml_dtypes, text)) if hasattr(ml_dtypes, text) else np.dtype(text)
     except TypeError:
@@ -125,7 +132,7 @@ class Layout:
             raise LayoutError(f"device {devices[k]} has the box {box}, which does not lie inside shape {shape}")
         order = np.argsort(devices)
         object.__setattr__(self, "shape", shape)
-        object.__setattr__(self, "dtype", str(self.dtype).removeprefix("torch."))
+        object.__setattr__(self, "dtype", _name(self.dtype))
         dtype_of(self.dtype)
         for name, value in (("devices", devices), ("lower", lower), ("upper", upper)):
             fixed = np.ascontiguousarray(value[order])
@@ -163,7 +170,7 @@ class Layout:
             chunk = -(-shape[d] // parts)
             lower[:, d] = np.minimum(part * chunk, shape[d])
             upper[:, d] = np.minimum((part + 1) * chunk, shape[d])
-        return cls(shape, str(dtype), mesh.devices.reshape(-1), lower, upper)
+        return cls(shape, _name(dtype), mesh.devices.reshape(-1), lower, upper)
 
     @classmethod
     def from_boxes(cls, shape: Sequence[int], dtype: object, boxes: Mapping[int, Sequence[Any]]) -> "Layout":
@@ -194,7 +201,7 @@ class Layout:
         n, d = len(boxes), len(shape)
         return cls(
             shape,
-            str(dtype),
+            _name(dtype),
             np.array(list(boxes), np.int64),
             np.array(lower, np.int64).reshape(n, d),
             np.array(upper, np.int64).reshape(n, d),

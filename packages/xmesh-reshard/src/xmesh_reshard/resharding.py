@@ -139,6 +139,8 @@ def _targets(sharding: Any, x: Any) -> list[Sharding]:
         found = jax.tree.leaves(jax.tree.broadcast(sharding, x, is_leaf=is_leaf), is_leaf=is_leaf)
     except ValueError as error:
         raise ValueError(f"sharding must be one sharding, or a pytree of them that is a prefix of x: {error}") from None
+    if len(whole := [node for node in found if node is not None]) == len(jax.tree.leaves(x)):
+        found = whole  # None in x is no array, and stays
     if odd := [node for node in found if node is None or not is_leaf(node)]:
         raise TypeError(
             f"sharding holds {odd[0]!r}: give a jax.sharding.Sharding, such as NamedSharding(mesh, spec), or a device"

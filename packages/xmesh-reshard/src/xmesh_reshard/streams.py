@@ -15,6 +15,8 @@ from xmesh_reshard.ordering import Job, Ports, Slot, order
 from xmesh_reshard.stock import Stock
 from xmesh_reshard.topology import Topology
 
+_MOST_APART = 10_000  # routes times hosts
+
 
 @final
 @dataclass(frozen=True)
@@ -81,6 +83,26 @@ def schedule(tables: Table, stock: Stock, topology: Topology, options: Options) 
         f"{len(jobs)} streams between hosts in {len(slots)} slices",
     )
     return Level(drafts, (found.seconds, found.cause), ports, notes)
+
+
+def each_host(tables: Table, topology: Topology) -> Table:
+    """The same demands with every receiving host on its own; nothing where there are no others, or too many.
+
+    Args:
+        tables: For each pair of hosts that hold and hosts that need, the pieces by devices.
+        topology: The network.
+    """
+    host_of = topology.host_of
+    apart: Table = {}
+    if sum(len(hosts[1]) * len(routes) for hosts, routes in tables.items()) > _MOST_APART:
+        return apart
+    for (holders, receivers), routes in tables.items():
+        for host in receivers:
+            for (have, need), pieces in routes.items():
+                mine = have, tuple(d for d in need if host_of[d] == host)
+                into = apart.setdefault((holders, (host,)), {})
+                into[mine] = np.concatenate([into[mine], pieces]) if mine in into else pieces
+    return apart if any(len(receivers) > 1 for _, receivers in tables) else {}
 
 
 def _demand(routes: Mapping[Route, np.ndarray], stock: Stock, host_of: Mapping[int, int]) -> Demand:

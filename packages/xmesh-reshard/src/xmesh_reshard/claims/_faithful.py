@@ -22,7 +22,7 @@ def _suite(scale: str) -> list[Case]:
 
 def run_faithful(scale: str, seed: int, device: str) -> Outcome:
     """Measured over simulated time of every case and method."""
-    how, repeats = ("bucket", 1) if scale == "quick" else (links(), 3)
+    how, repeats = ("bucket", 1) if scale == "quick" else (links(), 5)
     points: dict[str, list[tuple[float, float]]] = {name: [] for name in _METHODS}
     errors: dict[str, float] = {}
     wrong, cases = 0, _suite(scale)

@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import importlib.util
 import os
 import pickle
 import signal
@@ -133,6 +134,8 @@ def run_ranks(
         LaunchError: A rank failed; of several the first that did not fail because of another.
         TypeError: The function is no function of a module.
     """
+    if importlib.util.find_spec("torch") is None:
+        raise ImportError("real processes need torch: pip install 'xmesh-reshard[torch]'")
     if links not in (None, "netns", "bucket"):
         raise ValueError(f"links is None, 'netns' or 'bucket'; got {links!r}")
     if links == "netns" and (reason := why_no_namespaces()) is not None:
@@ -207,6 +210,8 @@ class _Nursery:
             try:
                 write_frame(self._process.stdin.fileno(), pickle.dumps(order))
                 frame = read_frame(self._process.stdout.fileno())
+            except BrokenPipeError:
+                frame = None
             except BaseException:  # Ctrl-C: end all ranks
                 self.close()
                 raise
