@@ -104,7 +104,7 @@ CLAIMS: tuple[Any, ...] = (
         ),
         differs=(
             "Simulated: 8 devices a host, one 200 Gbit/s card, 300 GB/s inside, 2 µs for each chunk, bfloat16. The "
-            "bound has no cost for a message: with 10 µs the gap of 8B is above 1 %. With as many trainer hosts as "
+            "bound has no cost for a message. With as many trainer hosts as "
             "replicas every card sends and receives the same bytes either way, so point to point is no slower if "
             "everything is posted at once and the network shares itself perfectly. Quick: 8B to 8 replicas."
         ),
