@@ -95,7 +95,7 @@ def interleave(drafts: Sequence[Draft], topology: Topology) -> list[Draft]:
     return mixed
 
 
-def timed(drafts: Sequence[Draft], ports: Ports, topology: Topology, window: int = 2) -> float:
+def timed(drafts: Sequence[Draft], ports: Ports, topology: Topology, window: int) -> float:
     """Work the messages off in order, blocking on their ports, and write down when each starts and ends.
 
     A lane of a card carries the bytes of one message at a time; α occupies the two devices, while the card may serve

@@ -38,12 +38,12 @@ def assemble(
     zeros = np.zeros(len(pieces), np.int64)
     copied = [piece for _, piece in copies]
     tables = Tables(
-        hop_ptr=_pointers([len(m.hops) for m in messages]),
+        hop_ptr=pointers([len(m.hops) for m in messages]),
         hop_source=_column([h.source for h in hops]),
         hop_target=_column([h.target for h in hops]),
         hop_out=_column([h.out for h in hops]),
         hop_into=_column([h.into for h in hops]),
-        piece_ptr=_pointers([len(m.pieces) for m in messages]),
+        piece_ptr=pointers([len(m.pieces) for m in messages]),
         piece_group=_column([number[p.tensor] for p in pieces]),
         piece_first=zeros,
         piece_last=zeros + 1,
@@ -66,7 +66,8 @@ def _column(values: Sequence[int]) -> np.ndarray:
     return np.array(values, np.int64).reshape(len(values))
 
 
-def _pointers(lengths: Sequence[int]) -> np.ndarray:
+def pointers(lengths: Sequence[int]) -> np.ndarray:
+    """Where each row's entries begin, and where the last row's end."""
     return np.concatenate([[0], np.cumsum(_column(lengths))]).astype(np.int64)
 
 

@@ -8,6 +8,7 @@ from typing import final
 
 import numpy as np
 
+from xmesh_reshard.assembling import pointers
 from xmesh_reshard.demands import Route
 from xmesh_reshard.ordering import Job, Ports, Slot
 from xmesh_reshard.plans import Tables
@@ -199,12 +200,12 @@ def tabulate(drafts: Sequence[Draft], copies: np.ndarray, stock: Stock) -> Table
     copied = stock.rows[copies[:, 1]]
     width = (rows.shape[1] - HEAD) // 2
     return Tables(
-        hop_ptr=_pointers([len(d.hops) for d in drafts]),
+        hop_ptr=pointers([len(d.hops) for d in drafts]),
         hop_source=hops[:, 0].copy(),
         hop_target=hops[:, 1].copy(),
         hop_out=hops[:, 2].copy(),
         hop_into=hops[:, 3].copy(),
-        piece_ptr=_pointers([len(d.pieces) for d in drafts]),
+        piece_ptr=pointers([len(d.pieces) for d in drafts]),
         piece_group=rows[:, 0].copy(),
         piece_first=rows[:, 1].copy(),
         piece_last=rows[:, 2].copy(),
@@ -220,7 +221,3 @@ def tabulate(drafts: Sequence[Draft], copies: np.ndarray, stock: Stock) -> Table
         copy_lower=copied[:, HEAD : HEAD + width].copy(),
         copy_upper=copied[:, HEAD + width :].copy(),
     )
-
-
-def _pointers(lengths: Sequence[int]) -> np.ndarray:
-    return np.concatenate([[0], np.cumsum(np.array(lengths, np.int64))]).astype(np.int64)

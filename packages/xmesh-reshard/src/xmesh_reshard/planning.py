@@ -118,7 +118,9 @@ def _transfer(name: str, pair: Any, cast: bool) -> Transfer:
 
 def _in_order(levels: Sequence[Level], topology: Topology, options: Options, window: int) -> tuple[list[Draft], float]:
     """The messages between hosts (the first level) and inside them in one order, and their time."""
-    drafts = sorted((message for level in reversed(levels) for message in level.drafts), key=lambda d: d.start)
+    # Copies: settling and timing write into the messages, and those inside hosts are part of each order tried.
+    copies = (replace(message) for level in reversed(levels) for message in level.drafts)
+    drafts = sorted(copies, key=lambda message: message.start)
     settle(drafts, levels[0].ports, topology, options.smallest)
     return arrange(drafts, levels[0].ports, topology, options.smallest, window)
 

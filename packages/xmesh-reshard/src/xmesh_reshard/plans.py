@@ -230,13 +230,9 @@ class Plan:
     @property
     def gap(self) -> float:
         """How far the makespan may be from the best possible: makespan / lower bound - 1."""
-        return (
-            0.0
-            if self.makespan <= self.lower_bound
-            else self.makespan / self.lower_bound - 1
-            if self.lower_bound
-            else float("inf")
-        )
+        if self.makespan <= self.lower_bound:
+            return 0.0
+        return self.makespan / self.lower_bound - 1 if self.lower_bound else float("inf")
 
     @cached_property
     def tensors(self) -> Mapping[str, Transfer]:
@@ -271,14 +267,12 @@ class Plan:
         if device not in self.devices:
             raise ValueError(f"device {device} is in no layout of this plan; its devices are {self.devices[:16]}")
         t = self.tables
-        of_hop = np.repeat(np.arange(len(t.nbytes)), np.diff(t.hop_ptr))
-        mine = np.unique(of_hop[(t.hop_source == device) | (t.hop_target == device)])
         copies = [
             piece
             for c in np.flatnonzero(t.copy_device == device).tolist()
             for piece in self._expand(int(t.copy_group[c]), 0, None, t.copy_lower[c], t.copy_upper[c])
         ]
-        return Program(device, tuple(copies), tuple(self._step(m, device) for m in mine.tolist()))
+        return Program(device, tuple(copies), tuple(self._step(m, device) for m in self._mine(device).tolist()))
 
     def bytes_matrix(self) -> Int[np.ndarray, "hosts hosts"]:
         """Bytes that leave each host (row) for each host (column); within a host they are on the diagonal."""
@@ -306,10 +300,7 @@ class Plan:
 
     def buffer_bytes(self, device: int) -> int:
         """Most bytes that a device needs besides its old and new parts: the messages under way, packed."""
-        t = self.tables
-        of_hop = np.repeat(np.arange(len(t.nbytes)), np.diff(t.hop_ptr))
-        mine = np.unique(of_hop[(t.hop_source == device) | (t.hop_target == device)])
-        return int(np.sort(t.nbytes[mine])[-self.window :].sum())
+        return int(np.sort(self.tables.nbytes[self._mine(device)])[-self.window :].sum())
 
     def hash(self) -> str:
         """A fingerprint of the plan, equal in every process that made the same plan (hexadecimal)."""
@@ -351,6 +342,12 @@ class Plan:
             f"Plan({len(self.tensors)} tensors, {len(self.tables.nbytes)} messages, {self.makespan:.4g} s,"
             f" lower bound {self.lower_bound:.4g} s)"
         )
+
+    def _mine(self, device: int) -> np.ndarray:
+        """The messages that a device takes part in."""
+        t = self.tables
+        of_hop = np.repeat(np.arange(len(t.nbytes)), np.diff(t.hop_ptr))
+        return np.unique(of_hop[(t.hop_source == device) | (t.hop_target == device)])
 
     def _hops(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Bytes, sending host and receiving host of each hop."""
