@@ -12,15 +12,55 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dncc.aggregation import aggregate_log_proba as aggregate_log_proba
+    from dncc.aggregation import pack_members as pack_members
+    from dncc.aggregation import unpack_members as unpack_members
+    from dncc.base_loss import EnsembleLoss as EnsembleLoss
+    from dncc.collusion import Collusion as Collusion
+    from dncc.collusion import collusion_between as collusion_between
+    from dncc.controllers import LambdaController as LambdaController
+    from dncc.controllers import LinearLambda as LinearLambda
     from dncc.ensembles import EnsembleModule as EnsembleModule
+    from dncc.frontier import FrontierLoss as FrontierLoss
+    from dncc.frontier import FrontierOutput as FrontierOutput
+    from dncc.frontier import member_groups as member_groups
+    from dncc.guarding import GuardedLambda as GuardedLambda
+    from dncc.hypergradient import HyperGradientLambda as HyperGradientLambda
+    from dncc.losses import ADPLoss as ADPLoss
+    from dncc.losses import DNCCLoss as DNCCLoss
+    from dncc.losses import EndToEndLoss as EndToEndLoss
+    from dncc.losses import IndependentLoss as IndependentLoss
+    from dncc.losses import KLToMeanLoss as KLToMeanLoss
+    from dncc.losses import MSENCLLoss as MSENCLLoss
     from dncc.outputs import EnsembleOutput as EnsembleOutput
+    from dncc.outputs import Measured as Measured
 
 __version__ = "0.1.0"
 
 # Everything is imported when it is first used: `import dncc` stays fast.
 _LATER = {
+    "ADPLoss": "losses",
+    "Collusion": "collusion",
+    "DNCCLoss": "losses",
+    "EndToEndLoss": "losses",
+    "EnsembleLoss": "base_loss",
     "EnsembleModule": "ensembles",
     "EnsembleOutput": "outputs",
+    "FrontierLoss": "frontier",
+    "FrontierOutput": "frontier",
+    "GuardedLambda": "guarding",
+    "HyperGradientLambda": "hypergradient",
+    "IndependentLoss": "losses",
+    "KLToMeanLoss": "losses",
+    "LambdaController": "controllers",
+    "LinearLambda": "controllers",
+    "MSENCLLoss": "losses",
+    "Measured": "outputs",
+    "aggregate_log_proba": "aggregation",
+    "collusion_between": "collusion",
+    "member_groups": "frontier",
+    "pack_members": "aggregation",
+    "unpack_members": "aggregation",
 }
 
 
