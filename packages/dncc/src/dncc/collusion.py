@@ -5,7 +5,8 @@ With ensemble_ce = ce - ambiguity on each split, the ensemble's generalisation g
 The first is what the members lose on new data, the second is diversity that was learnt by heart.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from math import isfinite
 from typing import SupportsFloat, final
 
 from dncc.outputs import Measured
@@ -40,19 +41,25 @@ def collusion_between(train: Measured, validation: Measured, floor: SupportsFloa
         Nats and share.
 
     Raises:
-        ValueError: If `floor` is not positive.
+        ValueError: If `floor` is not positive or a number is not finite.
 
     Reference:
         Jeffares et al. (2023), Joint Training of Deep Ensembles Fails Due to Learner Collusion, NeurIPS; the split of
         the gap is the difference of two exact decompositions.
 
     Example:
-        >>> collusion_between(Measured(0.69, 0.43, 0.26), Measured(0.93, 0.78, 0.15)).share  # 0.11 of a gap of 0.35
-        0.3142857142857143
+        >>> found = collusion_between(Measured(0.69, 0.43, 0.26), Measured(0.93, 0.78, 0.15))
+        >>> round(found.share, 3)  # 0.11 nats of a gap of 0.35
+        0.314
     """
     least = float(floor)
     if not least > 0:
         raise ValueError(f"floor is {floor}; it must be a positive number of nats")
+    for name, split in (("train", train), ("validation", validation)):
+        if not all(isfinite(getattr(split, field.name)) for field in fields(split)):
+            raise ValueError(
+                f"the {name} measurement {split} is not finite: training has diverged, or a split is empty"
+            )
     nats = train.ambiguity - validation.ambiguity
     gap = validation.ensemble_ce - train.ensemble_ce
     return Collusion(nats, max(0.0, nats) / max(gap, least))

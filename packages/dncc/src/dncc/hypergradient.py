@@ -50,8 +50,8 @@ def hypergradient(
         part = (a * v * step).sum(dtype=torch.float64)
         total = part if total is None else total + part
     if total is None:
-        raise ValueError("no parameter takes part in both the ambiguity and the validation loss; give the parameters of "
-                         "the members")  # fmt: skip
+        raise ValueError("no parameter takes part in both the ambiguity and the validation loss; give the parameters "
+                         "of the members")  # fmt: skip
     return total
 
 
@@ -83,7 +83,7 @@ class HyperGradientLambda(LambdaController):
         ValueError: If there are no parameters or a number is outside its range.
 
     Reference:
-        Baydin et al. (2018), ICLR, for hypergradient descent; its use for the strength of negative correlation is known.
+        Baydin et al. (2018), ICLR, for hypergradient descent.
     """
 
     def __init__(
@@ -105,8 +105,8 @@ class HyperGradientLambda(LambdaController):
         self.rate, self.smoothing = checked_fraction(rate, "rate"), checked_fraction(smoothing, "smoothing")
         self.minimum, self.maximum = checked_lambda(minimum, "minimum"), checked_lambda(maximum, "maximum")
         if self.rate == 0 or self.smoothing == 1 or not self.minimum <= self.value <= self.maximum:
-            raise ValueError(f"start is {self.value}, rate {self.rate}, smoothing {self.smoothing}; rate must be positive, "
-                             f"smoothing below 1, start between {self.minimum} and {self.maximum}")  # fmt: skip
+            raise ValueError(f"start is {self.value}, rate {self.rate}, smoothing {self.smoothing}; rate must be "
+                             f"positive, smoothing below 1, start between {self.minimum} and {self.maximum}")  # fmt: skip
         self.direction, self.updates = 0.0, 0
         self._ambiguity_gradients: list[Tensor | None] | None = None
 
@@ -120,8 +120,8 @@ class HyperGradientLambda(LambdaController):
             ValueError: If the result carries no gradient but in its loss (the fused kernel's).
         """
         if not output.ambiguity.requires_grad:
-            raise ValueError("the ambiguity carries no gradient: build the loss with fused=False (the fused kernel gives a "
-                             "gradient to the loss only), and call it with gradients on")  # fmt: skip
+            raise ValueError("the ambiguity carries no gradient: build the loss with fused=False (the fused kernel gives "
+                             "a gradient to the loss only), and call it with gradients on")  # fmt: skip
         found = torch.autograd.grad(output.ambiguity, self.parameters, retain_graph=True, allow_unused=True)
         self._ambiguity_gradients = list(found)
 
@@ -196,9 +196,7 @@ class HyperGradientLambda(LambdaController):
         for parameter in self.parameters:
             group = group_of.get(id(parameter))
             if group is None:
-                raise ValueError(
-                    "the optimiser does not move one of the parameters; give it all of them, or none of it"
-                )
+                raise ValueError("the optimiser does not move one of the parameters; leave that parameter out")
             size = float(group["lr"])
             state = self.optimiser.state.get(parameter, {})
             second = state.get("exp_avg_sq")
