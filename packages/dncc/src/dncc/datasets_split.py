@@ -32,17 +32,17 @@ class DataSet:
         groups: For every training sample the group that must not straddle a split, or None.
     """
 
-    x_train: Inputs
-    y_train: Labels
-    x_test: Inputs
-    y_test: Labels
+    x_train: Float[np.ndarray, "train *shape"]
+    y_train: Int[np.ndarray, " train"]
+    x_test: Float[np.ndarray, "test *shape"]
+    y_test: Int[np.ndarray, " test"]
     classes: tuple[str, ...]
     source: str
     licence: str
-    x_val: Inputs | None = None
-    y_val: Labels | None = None
-    x_ood: Inputs | None = None
-    groups: Int[np.ndarray, " samples"] | None = None
+    x_val: Float[np.ndarray, "val *shape"] | None = None
+    y_val: Int[np.ndarray, " val"] | None = None
+    x_ood: Float[np.ndarray, "ood *shape"] | None = None
+    groups: Int[np.ndarray, " train"] | None = None
 
     @property
     def num_classes(self) -> int:
