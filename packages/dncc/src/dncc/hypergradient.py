@@ -106,7 +106,7 @@ class HyperGradientLambda(LambdaController):
         self.minimum, self.maximum = checked_lambda(minimum, "minimum"), checked_lambda(maximum, "maximum")
         if self.rate == 0 or self.smoothing == 1 or not self.minimum <= self.value <= self.maximum:
             raise ValueError(f"start is {self.value}, rate {self.rate}, smoothing {self.smoothing}; rate must be "
-                             f"positive, smoothing below 1, start between {self.minimum} and {self.maximum}")  # fmt: skip
+                             f"positive, smoothing below 1, start in [{self.minimum}, {self.maximum}]")  # fmt: skip
         self.direction, self.updates = 0.0, 0
         self._ambiguity_gradients: list[Tensor | None] | None = None
 
@@ -120,7 +120,7 @@ class HyperGradientLambda(LambdaController):
             ValueError: If the result carries no gradient but in its loss (the fused kernel's).
         """
         if not output.ambiguity.requires_grad:
-            raise ValueError("the ambiguity carries no gradient: build the loss with fused=False (the fused kernel gives "
+            raise ValueError("the ambiguity carries no gradient: build the loss with fused=False (the kernel gives "
                              "a gradient to the loss only), and call it with gradients on")  # fmt: skip
         found = torch.autograd.grad(output.ambiguity, self.parameters, retain_graph=True, allow_unused=True)
         self._ambiguity_gradients = list(found)
