@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, SupportsFloat, final
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from dncc.aggregation import Aggregate
@@ -88,14 +88,14 @@ class FrontierLoss(nn.Module):
 
     def forward(
         self,
-        logits: Float[Tensor, "members *batch classes"],
-        target: Shaped[Tensor, "*labels"],
-        sample_weight: Float[Tensor, "*batch"] | None = None,
+        logits: Tensor,
+        target: Tensor,
+        sample_weight: Tensor | None = None,
     ) -> FrontierOutput:
         """Loss and terms of every group.
 
         Args:
-            logits: Scores of all members, group by group.
+            logits: Scores (members, batch, ..., classes) of all members, group by group.
             target: Class indices or soft labels, as for `DNCCLoss`.
             sample_weight: What a sample counts.
 
