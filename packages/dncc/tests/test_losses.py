@@ -2,6 +2,9 @@
 
 import copy
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +12,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from torch._dynamo.testing import CompileCounterWithBackend
 
 from dncc import (
     ADPLoss,
@@ -244,17 +246,12 @@ def test_lambda_may_be_learnt_scheduled_and_saved() -> None:
         other.load_state_dict(fixed.state_dict())
 
 
-def test_moving_lambda_does_not_compile_anew() -> None:
-    torch._dynamo.reset()
-    counter = CompileCounterWithBackend("aot_eager")
-    z, y = drawn()
-    loss = DNCCLoss(LinearLambda(0.0, 1.0, steps=10), validate=False)
-    compiled = torch.compile(loss, backend=counter, fullgraph=True)
-    for _ in range(5):
-        torch.testing.assert_close(compiled(z, y).loss, loss(z, y).loss)
-        loss.lam.step()
-    assert counter.frame_count == 1
-    torch._dynamo.reset()
+def test_compiled_losses_are_the_same_and_moving_lambda_does_not_compile_anew() -> None:
+    # In a process of its own: the shape checks of this one wrap dataclasses in what cannot be compiled.
+    script = Path(__file__).with_name("compiled_losses.py")
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=110, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split() == ["same", "same", "same", "compiled", "anew", "0"]
 
 
 def test_squared_errors_have_their_own_exact_decomposition() -> None:
