@@ -1,7 +1,7 @@
 """The fused loss in plain torch: the reference of the kernel, and what runs where there is no GPU.
 
-Terms and gradient by their closed forms, a slice of the batch at a time: the working copy of a slice stays in the
-processor's cache, and beside the gradient nothing of the logits' size is allocated.
+Terms and gradient by their closed forms. A working copy of the logits becomes the gradient; where types differ or no
+gradient is wanted, it is made a slice of the batch at a time. Nothing else of the logits' size is allocated.
 """
 
 import math
@@ -15,7 +15,7 @@ from dncc.aggregation import Aggregate
 
 __all__ = ["excess", "gradient", "rescale", "terms"]
 
-_SLICE = {"cpu": 1 << 18}  # logits at a time: 1 MiB in float32, in a processor's cache
+_SLICE = {"cpu": 1 << 20}  # logits at a time: 4 MiB in float32, about a processor's cache
 _SLICE_ELSEWHERE = 1 << 24  # a GPU wants few and large launches
 
 _Slice = tuple[Tensor, Tensor, Tensor, Tensor | None]
@@ -52,7 +52,9 @@ def terms(
         computation) and the gradient in the logits' type, or None.
     """
     share = _shares(logits, weight, lam, summed)
-    member_ce, ensemble_ce, ambiguity, grad = _in_slices(logits, target, lam, share, aggregate, with_gradient)
+    member_ce, ensemble_ce, ambiguity, grad = _in_slices(
+        logits, target, lam, share, weight is not None, aggregate, with_gradient
+    )
     value = (1 - lam) * member_ce.mean(0) + lam * ensemble_ce
     if summed:
         value = value * logits.shape[0]
@@ -87,7 +89,7 @@ def gradient(
         The gradient in the logits' type.
     """
     share = _shares(logits, weight, lam, summed) * factor
-    grad = _in_slices(logits, target, lam, share, aggregate, with_gradient=True)[3]
+    grad = _in_slices(logits, target, lam, share, weight is not None, aggregate, True)[3]
     assert grad is not None
     return grad
 
@@ -96,15 +98,20 @@ def rescale(grad: Float[Tensor, "*shape"], factor: Float[Tensor, ""]) -> Float[T
     """Multiplies a gradient in place.
 
     Args:
-        grad: Overwritten.
+        grad: Dense, without overlap; overwritten.
         factor: One number.
 
     Returns:
         `grad`.
     """
-    if factor.device.type == "cpu" and factor.item() == 1:  # on a device this would wait for it
-        return grad
-    return grad.mul_(factor)
+    if factor.device.type == "cpu":
+        number = factor.item()  # as a number it is not rounded to the gradient's type
+        return grad if number == 1 else grad.mul_(number)
+    if grad.dtype == factor.dtype:
+        return grad.mul_(factor)
+    for part in grad.as_strided((grad.numel(),), (1,)).split(_SLICE_ELSEWHERE):
+        part.copy_(part.to(factor.dtype) * factor)
+    return grad
 
 
 def excess(u: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -124,9 +131,10 @@ def excess(u: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """
     near = u.abs() < 0.5
     small = torch.where(near, u, 0.0)
-    series = torch.ones_like(u)
-    for k in range(16, 2, -1):
-        series = 1 + small * series / k
+    one = u.new_ones(())
+    series = one
+    for k in range(16 if u.dtype == torch.float64 else 10, 2, -1):  # the rest is below half a unit in the last place
+        series = torch.addcmul(one, small, series, value=1 / k)
     return torch.where(near, small * small * 0.5 * series, torch.expm1(u) - u)
 
 
@@ -141,22 +149,32 @@ def _shares(logits: Tensor, weight: Tensor | None, lam: Tensor, summed: bool) ->
 
 
 def _in_slices(
-    logits: Tensor, target: Tensor, lam: Tensor, share: Tensor, aggregate: Aggregate, with_gradient: bool
+    logits: Tensor,
+    target: Tensor,
+    lam: Tensor,
+    share: Tensor,
+    weighted: bool,
+    aggregate: Aggregate,
+    with_gradient: bool,
 ) -> _Slice:
     """Terms and gradient, put together from slices of the batch."""
     of = _geometric if aggregate == "geometric" else _arithmetic
-    slices = list(_slices(logits))
+    # in the type of the computation the working copy becomes the gradient: then nothing is gained by slices
+    becomes = with_gradient and logits.dtype == lam.dtype and logits.is_contiguous()
+    slices = [slice(0, logits.shape[1])] if becomes else list(_slices(logits))
     if len(slices) == 1:
         member_ce, ensemble_ce, ambiguity, grad = of(logits, target, lam, share, with_gradient)
-        return member_ce, ensemble_ce, ambiguity, None if grad is None else grad.to(logits.dtype)
+        if grad is not None:
+            grad = (_cleared(grad, share) if weighted else grad).to(logits.dtype)
+        return member_ce, ensemble_ce, ambiguity, grad
     members, batch, _ = logits.shape
     member_ce, ensemble_ce, ambiguity = (lam.new_empty(shape) for shape in ((members, batch), (batch,), (batch,)))
     grad = torch.empty_like(logits) if with_gradient else None
     for rows in slices:
-        found = of(logits[:, rows], target[rows], lam, share[rows], with_gradient)
-        member_ce[:, rows], ensemble_ce[rows], ambiguity[rows] = found[:3]
-        if grad is not None:
-            grad[:, rows] = found[3]
+        *found, part = of(logits[:, rows], target[rows], lam, share[rows], with_gradient)
+        member_ce[:, rows], ensemble_ce[rows], ambiguity[rows] = found
+        if grad is not None and part is not None:
+            grad[:, rows] = _cleared(part, share[rows]) if weighted else part
     return member_ce, ensemble_ce, ambiguity, grad
 
 
@@ -190,7 +208,7 @@ def _arithmetic(logits: Tensor, target: Tensor, lam: Tensor, share: Tensor, with
     own = torch.where(share == 0, 0.0, share * ((1 - lam) + lam * u.exp()))
     grad = log_p.exp_().mul_(own.unsqueeze(-1))
     grad.scatter_(-1, places, (own * likelihood.expm1()).unsqueeze(-1))  # p - 1 without cancellation
-    return *results, _cleared(grad, share)
+    return *results, grad
 
 
 def _geometric(logits: Tensor, target: Tensor, lam: Tensor, share: Tensor, with_gradient: bool) -> _Slice:
@@ -205,7 +223,7 @@ def _geometric(logits: Tensor, target: Tensor, lam: Tensor, share: Tensor, with_
     grad = log_p.exp_().mul_(((1 - lam) * share).unsqueeze(-1)).add_(common)
     at_label = share * ((1 - lam) * likelihood.expm1() + lam * ensemble.expm1())
     grad.scatter_(-1, places, at_label.unsqueeze(-1))
-    return *results, _cleared(grad, share)
+    return *results, grad
 
 
 def _cleared(grad: Tensor, share: Tensor) -> Tensor:
