@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, SupportsFloat, SupportsIndex, final
+from typing import Any, SupportsFloat, SupportsIndex, final
 
 import torch
 from torch import Tensor, nn
@@ -76,9 +76,9 @@ def fit(
     epochs: SupportsIndex = 20,
     batch_size: SupportsIndex = 64,
     lr: SupportsFloat = 1e-3,
-    optimiser: Literal["adam", "sgd"] | Callable[..., torch.optim.Optimizer] = "adam",
+    optimiser: str | Callable[..., torch.optim.Optimizer] = "adam",
     weight_decay: SupportsFloat = 0.0,
-    schedule: Literal["cosine", "constant"] = "cosine",
+    schedule: str = "cosine",
     generator: torch.Generator | None = None,
     device: str | torch.device | None = None,
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
