@@ -1,4 +1,4 @@
-"""The report: every figure is the one its function gives, however the logits come in, and nothing is tempered unsaid."""
+"""The report: every figure is what its function gives, however the logits come in, and nothing is tempered unsaid."""
 
 import json
 import math
