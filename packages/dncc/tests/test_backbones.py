@@ -139,6 +139,8 @@ def test_plain_modules() -> None:
         ([nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()], 4),
         ([nn.Conv2d(3, 4, 1), nn.MaxPool2d(2), nn.Flatten()], None),
         ([nn.Sequential(nn.Flatten(), nn.Linear(3, 5)), nn.Flatten()], 5),
+        ([nn.Linear(3, 4), nn.LayerNorm(4), nn.ReLU()], 4),
+        ([nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4)], 4),
         ([nn.Linear(3, 4), nn.Upsample(2)], None),
         ([nn.ReLU()], None),
     ],

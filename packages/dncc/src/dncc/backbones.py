@@ -316,8 +316,7 @@ def plain_width(model: nn.Module) -> int | None:
         return width
     if not isinstance(model, nn.Sequential):
         widths = layer_widths(model)
-        norm = getattr(model, "num_features", None) if isinstance(model, _BATCH_NORMS) else None
-        return widths[1] if widths else norm
+        return widths[1] if widths else _norm_width(model)
     flattened = False
     for layer in reversed(list(_chain(model))):
         if isinstance(layer, nn.Flatten):
@@ -327,6 +326,14 @@ def plain_width(model: nn.Module) -> int | None:
         elif any(True for _ in layer.parameters()) or type(layer).__module__ not in _WIDTH_KEEPING:
             return None if flattened and not isinstance(layer, nn.Linear) else plain_width(layer)
     return None
+
+
+def _norm_width(layer: nn.Module) -> int | None:
+    if isinstance(layer, _BATCH_NORMS):
+        return layer.num_features
+    if isinstance(layer, nn.GroupNorm):
+        return layer.num_channels
+    return int(layer.normalized_shape[-1]) if isinstance(layer, nn.LayerNorm) else None
 
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)

@@ -155,8 +155,8 @@ class BatchEnsemble(EnsembleModule):
         """
         packed = self.network(x.expand(self.num_members, *x.shape).flatten(0, 1))
         logits = unpack_members(packed, self.num_members)
-        if logits.shape[1:] != (len(x), self.num_classes):
-            raise ValueError(f"the network gives shape {tuple(packed.shape)} for {self.num_members} times {len(x)} "
+        if logits.shape[1:] != (x.shape[0], self.num_classes):
+            raise ValueError(f"the network gives shape {tuple(packed.shape)} for {self.num_members} times {x.shape[0]} "
                              f"inputs; it must be (members * batch, {self.num_classes})")  # fmt: skip
         return logits
 

@@ -144,9 +144,9 @@ class LoopNetworks(EnsembleModule):
         """
         outputs = [network(x) for network in self.networks]
         for m, logits in enumerate(outputs):
-            if logits.shape != (len(x), self.num_classes):
+            if logits.shape != (x.shape[0], self.num_classes):
                 raise ValueError(f"network {m} gives shape {tuple(logits.shape)}; it must be (batch, classes) = "
-                                 f"({len(x)}, {self.num_classes})")  # fmt: skip
+                                 f"({x.shape[0]}, {self.num_classes})")  # fmt: skip
         return torch.stack(outputs)
 
 
