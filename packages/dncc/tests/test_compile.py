@@ -18,7 +18,7 @@ from dncc.batch_ensemble import batch_ensemble
 from dncc.branching import Branching, branch_at
 from dncc.exporting import EnsembleInference
 from dncc.multihead import MultiHead
-from dncc.separate import LoopNetworks, SeparateNetworks
+from dncc.separate import SeparateNetworks
 
 
 def trunk():
@@ -35,14 +35,11 @@ def perceptron():
 
 
 models = {
-    "partition": lambda: MultiHead(trunk(), 5, 4),
-    "full": lambda: MultiHead(trunk(), 5, 3, "full", hidden=(6,), norm="batch"),
-    "maps": lambda: MultiHead(trunk(), 5, 4, pool="none", hidden=(3,), kernel_size=3, norm="layer"),
-    "branching": lambda: Branching(trunk(), tail(), 3),
+    "heads": lambda: MultiHead(trunk(), 5, 4, hidden=(6,), norm="batch"),
+    "heads on maps": lambda: MultiHead(trunk(), 5, 4, "full", pool="none", hidden=(3,), kernel_size=3, norm="layer"),
     "branching, vmap": lambda: Branching(trunk(), tail(), 3, execution="vmap"),
-    "cut": lambda: branch_at(nn.Sequential(*trunk(), *tail()), "3", 3),
+    "cut, loop": lambda: branch_at(nn.Sequential(*trunk(), *tail()), "3", 3),
     "separate": lambda: SeparateNetworks(perceptron, 3),
-    "loop": lambda: LoopNetworks([perceptron(), nn.Sequential(*trunk(), *tail())]),
     "rank one": lambda: batch_ensemble(nn.Sequential(*trunk(), *tail()), 3),
 }
 torch.set_num_threads(1)
@@ -85,7 +82,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return torch.load(answer, weights_only=True)
 
 
-NAMES = ("partition", "full", "maps", "branching", "branching, vmap", "cut", "separate", "loop", "rank one")
+NAMES = ("heads", "heads on maps", "branching, vmap", "cut, loop", "separate", "rank one")
 
 
 @pytest.mark.parametrize("name", NAMES)
