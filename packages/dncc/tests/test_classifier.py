@@ -213,6 +213,18 @@ def test_objectives(iris, objective):
     assert quick(objective=objective, lam=0.3, members=2, max_epochs=25).fit(X, y).score(X, y) > 0.8
 
 
+def by_function(logits, target, sample_weight=None):
+    return DNCCLoss(0.5)(logits, target, sample_weight)
+
+
+def test_an_objective_may_be_a_function(iris):
+    X, y = iris
+    model = quick(objective=by_function).fit(X, y)
+    assert np.isnan(model.lam_)
+    np.testing.assert_array_equal(model.predict_proba(X), quick(lam=0.5).fit(X, y).predict_proba(X))
+    assert np.array_equal(pickle.loads(pickle.dumps(model)).predict(X), model.predict(X))
+
+
 def test_settings_reach_the_objective(iris):
     X, y = iris
     model = quick(label_smoothing=0.1, aggregate="geometric").fit(X, y)
@@ -312,6 +324,10 @@ def test_the_report_is_that_of_the_logits():
     assert report.accuracy.value == model.score(X, names)
     chosen = model.predict_proba(X)[np.arange(150), np.searchsorted(model.classes_, names)]
     assert report.nll.value == pytest.approx(-np.log(chosen).mean(), rel=1e-5)
+    more = model.report(X[::2], names[::2], train=(X, names), val=(X, names), ood=X[:9] + 5, resamples=50, bins=5)
+    assert more.train["arithmetic"].ensemble_ce == pytest.approx(report.nll.value, rel=1e-9)
+    assert (more.bins, more.samples, set(more.ood)) == (5, 75, {"maximum probability", "entropy", "mutual information"})
+    assert more.tempered.temperature > 0
     with pytest.raises(ValueError, match="'z'"):
         model.report(X[:1], ["z"])
 

@@ -268,13 +268,18 @@ class DNCCClassifier(ClassifierMixin, BaseEstimator):
         best = self.predict_log_proba(X).argmax(1)
         return self.classes_[best]
 
-    def report(self, X: Any, y: Any, **options: Any) -> EnsembleReport:
+    def report(
+        self, X: Any, y: Any, *, train: Any = None, val: Any = None, ood: Any = None, **options: Any
+    ) -> EnsembleReport:
         """Members and ensemble judged on labelled data, see `EnsembleReport`.
 
         Args:
             X: Inputs, one sample a row.
             y: Labels among `classes_`.
-            options: As for `EnsembleReport.from_logits`, with logits from `members_log_proba` where it takes logits.
+            train: Inputs and labels of the training data, for the gap of the ambiguity.
+            val: Inputs and labels on which the temperature of a row of its own is fitted.
+            ood: Inputs of no class.
+            options: As for `EnsembleReport.from_logits`: bins, rng, resamples.
 
         Returns:
             The report.
@@ -282,11 +287,13 @@ class DNCCClassifier(ClassifierMixin, BaseEstimator):
         Raises:
             ValueError: If a label is unknown, or settings are wrong.
         """
-        logits, labels = self._logits(X), column_or_1d(y)
-        if len(unknown := np.setdiff1d(labels, self.classes_)):
-            raise ValueError(f"y holds {unknown}; the classes are {self.classes_}")
-        target = torch.tensor(np.searchsorted(self.classes_, labels))
-        return EnsembleReport.from_logits(logits, target, **{"aggregate": self._averaged(), **options})
+        given: dict[str, Any] = {"aggregate": self._averaged()}
+        for name, part in (("train", train), ("val", val)):
+            if part is not None:
+                given[f"{name}_logits"], given[f"{name}_target"] = self._logits(part[0]), self._encoded(part[1])
+        if ood is not None:
+            given["ood_logits"] = self._logits(ood)
+        return EnsembleReport.from_logits(self._logits(X), self._encoded(y), **given, **options)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()  # pyrefly: ignore[missing-attribute]
@@ -298,7 +305,9 @@ class DNCCClassifier(ClassifierMixin, BaseEstimator):
         state = dict(super().__getstate__())
         if "module_" in state and any(p.device.type != "cpu" for p in state["module_"].parameters()):
             state["module_"] = copy.deepcopy(state["module_"]).cpu()
-            state["objective_"], state["_optimiser"] = copy.deepcopy(state["objective_"]).cpu(), None
+            objective = copy.deepcopy(state["objective_"])
+            state["objective_"] = objective.cpu() if isinstance(objective, torch.nn.Module) else objective
+            state["_optimiser"] = None
         return state
 
     def _inputs(self, X: Any, y: Any = None, *, reset: bool) -> Any:
@@ -311,6 +320,13 @@ class DNCCClassifier(ClassifierMixin, BaseEstimator):
         X, y = validate_data(self, X, y, **options)
         check_classification_targets(y)
         return X, y
+
+    def _encoded(self, y: Any) -> Tensor:
+        """Labels as class indices."""
+        labels = column_or_1d(y)
+        if len(unknown := np.setdiff1d(labels, self.classes_)):
+            raise ValueError(f"y holds {unknown}; the classes are {self.classes_}")
+        return torch.tensor(np.searchsorted(self.classes_, labels))
 
     def _start(self, X: np.ndarray, classes: np.ndarray) -> None:
         """A new network, and a new stream of randomness."""
@@ -352,7 +368,7 @@ class DNCCClassifier(ClassifierMixin, BaseEstimator):
         patience: int | None,
         schedule: Any,
     ) -> None:
-        if hasattr(self.objective_, "to"):
+        if isinstance(self.objective_, torch.nn.Module):
             self.objective_.to(next(self.module_.parameters()).device)
         model: Any = self.module_
         if self.compile:
