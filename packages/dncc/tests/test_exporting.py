@@ -76,7 +76,7 @@ def test_outputs() -> None:
     assert EnsembleInference(model).training is False
 
 
-@pytest.mark.parametrize("name", ["maps", "branching", "separate", "rank one"])
+@pytest.mark.parametrize("name", ["maps", "separate"])
 def test_onnx_computes_what_pytorch_computes(name: str, tmp_path: Path) -> None:
     model = used(name)
     found = export_onnx(model, X, tmp_path / "model.onnx", outputs="all")
@@ -113,17 +113,19 @@ def test_torch_export_at_any_batch_size(name: str) -> None:
 
 
 def test_a_wrong_file_is_never_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = used("full")
+    wrong = export_onnx(model, X, tmp_path / "other.onnx", aggregate="geometric").path.read_bytes()
+    monkeypatch.setattr(exporting, "_onnx_bytes", lambda *_: wrong)
     target = tmp_path / "model.onnx"
     target.write_bytes(b"before")
     with pytest.raises(ExportError, match=r"differs from PyTorch by .*; nothing was written"):
-        export_onnx(used("full"), X, target, tolerance=-1)
-    wrong = export_onnx(used("full"), X, tmp_path / "other.onnx", aggregate="geometric").path.read_bytes()
-    monkeypatch.setattr(exporting, "_onnx_bytes", lambda *_: wrong)
-    with pytest.raises(ExportError, match="differs from PyTorch"):
-        export_onnx(used("full"), X, target)
+        export_onnx(model, X, target)
     assert target.read_bytes() == b"before"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.onnx", "other.onnx"]
-    unchecked = export_onnx(used("full"), X, target, check=False)
+    lenient = export_onnx(model, X, target, tolerance=1)
+    assert 1e-5 < lenient.largest_difference < 1
+    assert target.read_bytes() == wrong
+    unchecked = export_onnx(model, X, target, check=False)
     assert (unchecked.batches, unchecked.largest_difference) == ((), 0.0)
 
 
