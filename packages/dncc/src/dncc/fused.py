@@ -9,7 +9,6 @@ from typing import Any, Literal, SupportsFloat, final, get_args
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from dncc import fused_torch
 from dncc.aggregation import Aggregate, checked_aggregate
@@ -83,9 +82,10 @@ def fused_dncc(
         >>> logits = torch.tensor([[[2.0, 0.0]], [[0.0, 1.0]]], requires_grad=True)  # 2 members, 1 sample, 2 classes
         >>> terms = fused_dncc(logits, torch.tensor([0]), 0.5)
         >>> [round(v.item(), 4) for v in (terms.loss, terms.member_ce.mean(), terms.ensemble_ce, terms.ambiguity)]
-        [0.6396, 0.7201, 0.5591, 0.161]
+        [0.6369, 0.7201, 0.5536, 0.1665]
         >>> terms.loss.backward()
-        >>> logits.grad.tolist()
+        >>> [round(v, 4) for v in logits.grad[:, 0, 0].tolist()]  # the member that errs gets more
+        [-0.0755, -0.2683]
     """
     _check(logits, target, weight, reduction)
     checked_aggregate(aggregate)
@@ -161,21 +161,30 @@ class _Fused(torch.autograd.Function):
         return tuple(terms)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Any, ...]:  # pyrefly: ignore[bad-override] (the decorator hides a name)
-        factor, by_logits, by_lam = grad_outputs[0], None, None
-        if factor is not None:
-            kept, weight, ambiguity, *rest = ctx.saved_tensors
-            if ctx.needs_input_grad[2]:
-                by_lam = -factor * ctx.scale * _mean(ambiguity, weight)
-            if ctx.needs_input_grad[0]:
-                kernels = _kernels(ctx.backend)
-                if not ctx.at_once:
-                    target, lam = rest
-                    by_logits = kernels.gradient(kept, target, lam, weight, factor, ctx.aggregate, ctx.summed)
-                else:
-                    by_logits = kernels.rescale(kept.clone() if _graph_is_kept() else kept, factor)
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Any, ...]:
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            raise RuntimeError("the fused loss has no second derivative, and create_graph=True asks for one; take the "
+                               "plain one, dncc.DNCCLoss(..., fused=False)")  # fmt: skip
+        by_logits, by_lam = _backward(ctx, grad_outputs[0])
         return by_logits, None, by_lam, *(None,) * 5
+
+
+def _backward(ctx: Any, factor: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients by logits and lambda, those that are needed."""
+    by_logits = by_lam = None
+    if factor is None:
+        return None, None
+    kept, weight, ambiguity, *rest = ctx.saved_tensors
+    if ctx.needs_input_grad[2]:
+        by_lam = -factor * ctx.scale * _mean(ambiguity, weight)
+    if ctx.needs_input_grad[0]:
+        kernels = _kernels(ctx.backend)
+        if ctx.at_once:
+            by_logits = kernels.rescale(kept.clone() if _graph_is_kept() else kept, factor)
+        else:
+            target, lam = rest
+            by_logits = kernels.gradient(kept, target, lam, weight, factor, ctx.aggregate, ctx.summed)
+    return by_logits, by_lam
 
 
 def _mean(values: Tensor, weight: Tensor | None) -> Tensor:

@@ -110,6 +110,7 @@ def terms_kernel(
     # a label out of range makes the loss NaN: there is nobody to raise to
     known = inside & ((y >= 0) & (y < C))[None, :]
     label = tl.load(z_ptr + start + y[None, :] * zc, mask=known, other=float("nan")).to(WIDE)
+    label = tl.where(inside, label, 0.0)
     reference = tl.where(label > -float("inf"), label, 0.0)  # NaN and -inf: 0
     lam = tl.load(lam_ptr).to(WIDE)
 
