@@ -51,6 +51,16 @@ def test_torchvision(name: str, path: str, width: int) -> None:
     assert ours == {id(p) for p in model.parameters()} - {id(p) for p in classifier.parameters()}
 
 
+def test_outputs_of_a_classifier_as_features() -> None:
+    for model in (
+        torchvision.models.resnet18(num_classes=6).eval(),
+        timm.create_model("resnet10t", num_classes=6).eval(),
+    ):
+        whole = as_backbone(model, classifier=None)
+        assert whole.out_features == 6
+        assert torch.equal(whole(X), model(X))
+
+
 def test_torchvision_transformers() -> None:
     vit = torchvision.models.VisionTransformer(64, 16, 1, 2, 32, 48, num_classes=5).eval()
     backbone = as_backbone(vit)
@@ -302,5 +312,8 @@ class TestTransformers:
             if "classifier" in name:
                 assert not any(p is model.classifier for p in backbone.modules())
                 assert all(g is not None for g in _gradients(MultiHead(model, 3, members=2), x))
+            if "vit" in name:  # a pooler that is not used is left out
+                first = MultiHead(model, 3, members=2, pool="first")
+                assert all(g is not None for g in _gradients(first, x))
         with pytest.raises(ValueError, match="does not suit a Hugging Face model"):
             as_backbone(model, classifier="classifier")

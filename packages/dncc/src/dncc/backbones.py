@@ -20,6 +20,10 @@ __all__ = ["Backbone", "FeatureExtractor", "Pool", "as_backbone", "create_backbo
 
 Pool = Literal["auto", "mean", "max", "first", "none"]
 
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_GLOBAL_POOLS = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+_WIDTH_KEEPING = tuple(f"torch.nn.modules.{name}" for name in ("activation", "dropout", "pooling", "linear"))
+
 
 @runtime_checkable
 class Backbone(Protocol):
@@ -100,7 +104,8 @@ def as_backbone(
         in_features: Width of the features, if it cannot be found from the model.
         pool: "auto" is the model's own pooling where it has one (Hugging Face: `pooler_output`), and the mean over
             tokens or over the map elsewhere. "mean", "max", "first" (the class token) choose; "none" gives maps, for
-            heads with convolutions.
+            heads with convolutions. What a timm model computes after its feature maps is then left out, and layers
+            there stay untrained (DistributedDataParallel needs find_unused_parameters if there are any).
         classifier: "auto"; the path of the layer to leave out; or None to take the model's output as features.
         example: A batch for one dry run (without gradients, in evaluation mode), from which the width is read.
 
@@ -146,7 +151,7 @@ def as_backbone(
 def _trunk(model: nn.Module, family: str, pool: Pool, classifier: str | None) -> tuple[nn.Module, int | None]:
     """The model without its last layer, and the width of its features where it can be seen."""
     if family == "transformers":
-        return _transformers_trunk(model, classifier)
+        return _transformers_trunk(model, pool, classifier)
     if family == "timm":
         return _timm_trunk(model, pool, classifier)
     if family == "torchvision":
@@ -228,7 +233,7 @@ def _pooled(x: Tensor, pool: Pool) -> Tensor:
                      "(batch, F, height, width) 'auto', 'mean', 'max' or 'none'")  # fmt: skip
 
 
-def _transformers_trunk(model: nn.Module, classifier: str | None) -> tuple[nn.Module, int | None]:
+def _transformers_trunk(model: nn.Module, pool: Pool, classifier: str | None) -> tuple[nn.Module, int | None]:
     """The base model, whose classifier is outside of it, and its width where the configuration says it."""
     if classifier not in ("auto", None):
         raise ValueError(f"classifier={classifier!r} does not suit a Hugging Face model: its base model is used; "
@@ -240,6 +245,9 @@ def _transformers_trunk(model: nn.Module, classifier: str | None) -> tuple[nn.Mo
     width = getattr(config, "hidden_size", None)
     if not isinstance(width, int):
         width = (getattr(config, "hidden_sizes", None) or [None])[-1]
+    pooler = getattr(base, "pooler", None)
+    if pool != "auto" and isinstance(pooler, nn.Module):
+        base = with_replaced(base, {"pooler": nn.Identity()})  # or its weights would stay without gradients
     return base, width
 
 
@@ -249,16 +257,19 @@ def _timm_trunk(model: nn.Module, pool: Pool, classifier: str | None) -> tuple[n
         raise ValueError(f"the classifier of this timm {type(model).__name__} is not a single linear layer: create it "
                          "with num_classes=0")  # fmt: skip
     trunk = model if path is None else with_replaced(model, {path: nn.Identity()})
-    width: Any = model.num_features
-    if pool == "auto":
-        width = _widths_at(model, path)[0] if path else getattr(model, "head_hidden_size", None) or width
-    return trunk, width
+    if pool != "auto":
+        return trunk, int(model.num_features)  # type: ignore[arg-type]
+    if path:
+        return trunk, _widths_at(model, path)[0]
+    outputs: Any = getattr(model, "num_classes", 0) or getattr(model, "head_hidden_size", None) or model.num_features
+    return trunk, outputs
 
 
 def _torchvision_trunk(model: nn.Module, pool: Pool, classifier: str | None) -> tuple[nn.Module, int | None]:
     path = find_classifier(model) if classifier == "auto" else classifier
     if path is None:
-        return model, None
+        whole = find_classifier(model)
+        return model, _widths_at(model, whole)[1] if whole else None
     width = _widths_at(model, path)[0]
     if pool == "auto":
         return with_replaced(model, {path: nn.Identity()}), width
@@ -334,11 +345,6 @@ def _norm_width(layer: nn.Module) -> int | None:
     if isinstance(layer, nn.GroupNorm):
         return layer.num_channels
     return int(layer.normalized_shape[-1]) if isinstance(layer, nn.LayerNorm) else None
-
-
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_GLOBAL_POOLS = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
-_WIDTH_KEEPING = tuple(f"torch.nn.modules.{name}" for name in ("activation", "dropout", "pooling", "linear"))
 
 
 def _chain(model: nn.Sequential) -> Iterator[nn.Module]:

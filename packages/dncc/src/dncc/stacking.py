@@ -104,8 +104,8 @@ class StackedModule(nn.Module):
 
     "vmap" runs members at once: linear layers become batched products, convolutions grouped ones. "loop" runs them one
     after another. "auto" takes the loop for architectures with convolutions, under autocast (vmap ignores it for some
-    layers), for batch norm with momentum=None and while exporting, and vmap otherwise: on a CPU, grouped convolutions
-    of ResNet widths took about twice the loop's time, batched products of small perceptrons about two thirds.
+    layers), for batch norm with momentum=None and while exporting, and vmap otherwise: on a CPU the loop was faster for
+    ResNets, and vmap no slower for perceptrons (`benchmarks/bench_step.py` compares them).
 
     Args:
         modules: Of one architecture; copied, and left as they are.
