@@ -74,7 +74,7 @@ def holds_collusion(metrics: Mapping[str, Estimate]) -> list[Check]:
     better = metrics["guarded_against_joint"].upper
     return [
         at_least(
-            "share of the generalisation gap that is collusion at 1, lower end", metrics["joint_share"].lower, 0.2
+            "share of the generalisation gap that is collusion at 1, low end", metrics["joint_share"].lower, 0.2
         ),
         at_most("the same at 0, upper end", metrics["alone_share"].upper, 0.05),
         at_least("NLL of a member at lambda 1 less at lambda 0, nats", spoilt, 0.3),
