@@ -149,6 +149,8 @@ def test_on_epoch_may_stop() -> None:
 class Watching(LambdaController):
     """Writes down how it is called."""
 
+    watches = True
+
     def __init__(self) -> None:
         super().__init__(0.25)
         self.steps, self.seen = 0, []
@@ -170,10 +172,14 @@ class Watching(LambdaController):
 
 
 def test_the_losss_controller_is_stepped_and_shown_what_was_measured() -> None:
-    controller = Watching()
-    history = trained(Stack(), loss=DNCCLoss(controller), val=blobs(30, seed=2))
+    controller, model = Watching(), Stack()
+    history = trained(model, loss=DNCCLoss(controller), val=blobs(30, seed=2))
     assert controller.steps == 4 * 4
-    assert controller.seen == [(r.train, r.validation) for r in history.epochs]
+    assert [validation for _, validation in controller.seen] == [record.validation for record in history.epochs]
+    # Training data are looked at as validation data are: in evaluation mode, after the epoch, as many samples.
+    x, y = blobs()
+    rows = torch.linspace(0, len(x) - 1, 30).long()
+    assert controller.seen[-1][0] == evaluate(model, (x[rows], y[rows]))
     assert history.column("lam") == [0.5] * 4
     quiet = Watching()
     trained(Stack(), loss=DNCCLoss(quiet))

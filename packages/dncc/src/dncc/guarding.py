@@ -44,6 +44,8 @@ class GuardedLambda(LambdaController):
         (0.8, 0.39)
     """
 
+    watches = True
+
     def __init__(
         self,
         start: SupportsFloat = 0.5,

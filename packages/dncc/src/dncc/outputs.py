@@ -1,4 +1,4 @@
-"""What an ensemble loss returns: the loss and the terms of the decomposition it was made of."""
+"""What an ensemble loss returns: the loss and the terms of the decomposition that it was made of."""
 
 from dataclasses import dataclass
 from typing import final
@@ -6,7 +6,23 @@ from typing import final
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["EnsembleOutput"]
+__all__ = ["EnsembleOutput", "Measured"]
+
+
+@final
+@dataclass(frozen=True)
+class Measured:
+    """The decomposition on a split of the data, in nats, means over samples.
+
+    Attributes:
+        ce: Mean cross-entropy of the members.
+        ensemble_ce: Cross-entropy of the ensemble.
+        ambiguity: ce - ensemble_ce.
+    """
+
+    ce: float
+    ensemble_ce: float
+    ambiguity: float
 
 
 @final
@@ -35,3 +51,12 @@ class EnsembleOutput:
     ambiguity: Float[Tensor, "*samples"]
     member_ce: Float[Tensor, "members *samples"]
     lam: float | Float[Tensor, ""]
+
+    def measured(self) -> Measured:
+        """The terms as numbers, for logs and controllers; waits for the device.
+
+        Returns:
+            Means over the batch.
+        """
+        terms = (self.ce, self.ensemble_ce, self.ambiguity)
+        return Measured(*(float(term.detach().mean()) for term in terms))

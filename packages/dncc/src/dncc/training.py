@@ -113,8 +113,9 @@ def fit(
         generator: Source of all randomness, on the CPU; seeded by 0 if None.
         device: Where to train; where the model is if None.
         augment: From a batch of inputs and a generator to inputs, in training only.
-        controller: Moves lambda: its `step` is called after every optimiser step, and its `observe` after every epoch
-            if there is validation data; the loss's own (`loss.lam`) if None.
+        controller: Moves lambda: its `step` is called after every optimiser step, and, if it watches the data, its
+            `observe` after every epoch with the terms on training and validation data, both in evaluation mode; the
+            loss's own (`loss.lam`) if None.
         on_epoch: Called with every epoch's record; training stops if it returns True.
         patience: Stop after so many epochs without a smaller validation ensemble cross-entropy, and restore the best
             weights; needs `val`.
@@ -213,7 +214,9 @@ class _Run:
         self.model.train()
         seed = int(torch.randint(2**62, (), generator=self.generator))
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(seed)  # dropout draws from the global stream: within the fork only
+            torch.default_generator.manual_seed(seed)  # dropout draws from the global stream: within the fork only
+            if self.device.type == "cuda":
+                torch.cuda.manual_seed(seed)
             for k, rows in enumerate(batches):
                 rate = self.options.rate((number - 1) * len(batches) + k, self.options.epochs * len(batches))
                 terms = self.step(rows, rate)
@@ -225,8 +228,8 @@ class _Run:
                     self.controller.step()
         mean, *terms = (sums / seen).tolist()
         train, validation = Measured(*terms), self.validate()
-        if self.controller is not None and validation is not None:
-            self.controller.observe(train, validation)
+        if self.controller is not None and self.controller.watches and validation is not None:
+            self.controller.observe(self.settled(), validation)
         return EpochRecord(number, mean, train, validation, _lambda(self.loss), rate, time.perf_counter() - start)
 
     def step(self, rows: Tensor, rate: float) -> Tensor:
@@ -253,6 +256,18 @@ class _Run:
             return None
         with self.autocast():
             return evaluate(self.model, self.val, self.aggregate, batch_size=max(256, self.options.batch_size))
+
+    def settled(self) -> Measured:
+        """The decomposition on training data as on validation data: in evaluation mode, after the epoch.
+
+        Dropout and weights that still moved would show as ambiguity. As many samples as validation has will do.
+        """
+        assert self.val is not None
+        count = min(len(self.x), len(self.val[1]))
+        rows = torch.linspace(0, len(self.x) - 1, count).long()
+        with self.autocast():
+            part = (self.x[rows], self.y[rows])
+            return evaluate(self.model, part, self.aggregate, batch_size=max(256, self.options.batch_size))
 
     def autocast(self) -> Any:
         return torch.autocast(self.device.type, self.dtype) if self.options.amp else nullcontext()
