@@ -43,7 +43,7 @@ MODELS: dict[str, Any] = {
     "full": lambda: MultiHead(trunk(), 5, 3, "full", hidden=(6,), norm="batch", dropout=0.5),
     "maps": lambda: MultiHead(trunk(), 5, 4, pool="none", hidden=(3,), kernel_size=3, norm="layer"),
     "branching": lambda: Branching(trunk(), tail(), 3),
-    "separate": lambda: SeparateNetworks(perceptron, 3),
+    "separate": lambda: SeparateNetworks(perceptron, 3, execution="vmap"),
     "loop": lambda: LoopNetworks([perceptron(), whole()]),
     "rank one": lambda: batch_ensemble(whole(), 3),
 }

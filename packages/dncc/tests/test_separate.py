@@ -140,21 +140,25 @@ def test_how_members_are_run() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert not networks.uses_vmap()
     assert not SeparateNetworks(convolutional, 2).networks.uses_vmap()
-    assert SeparateNetworks(convolutional, 2, execution="vmap").networks.uses_vmap()
+    asked = SeparateNetworks(convolutional, 2, execution="vmap").networks
+    assert asked.uses_vmap()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not asked.uses_vmap()
 
     def averaging() -> nn.Module:
         return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(72, momentum=None), nn.Linear(72, 3)).double()
 
     modules = [averaging(), averaging()]
-    model, (x, _) = SeparateNetworks(modules), batch()
+    model, (x, _) = SeparateNetworks(modules, execution="vmap"), batch()
     torch.testing.assert_close(model(x), torch.stack([m(x) for m in modules]), rtol=0, atol=1e-12)
     with pytest.raises(ValueError, match="execution is 'scan'"):
         inspect.unwrap(checked_execution)("scan")
 
 
+@pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("build", [convolutional, perceptron])
-def test_autocast_reaches_every_layer(build: Any) -> None:
-    model, (x, y) = SeparateNetworks(build, 2).float(), batch()
+def test_autocast_reaches_every_layer(build: Any, execution: Any) -> None:
+    model, (x, y) = SeparateNetworks(build, 2, execution=execution).float(), batch()
     with torch.autocast("cpu", torch.bfloat16):
         logits = model(x.float())
         loss = DNCCLoss(lam=0.5)(logits, y).loss

@@ -103,9 +103,10 @@ class StackedModule(nn.Module):
     dropout draws different masks for different members.
 
     "vmap" runs members at once: linear layers become batched products, convolutions grouped ones. "loop" runs them one
-    after another. "auto" takes the loop for architectures with convolutions, under autocast (vmap ignores it for some
-    layers), for batch norm with momentum=None and while exporting, and vmap otherwise: on a CPU the loop was faster for
-    ResNets, and vmap no slower for perceptrons (`benchmarks/bench_step.py` compares them).
+    after another. "auto" takes the loop for architectures with convolutions and vmap for others: on a CPU the loop was
+    faster for ResNets, and vmap no slower for perceptrons (`benchmarks/bench_step.py` compares them). Where vmap cannot
+    be used, members run in the loop whatever was asked for: under autocast (it does not reach all layers inside of
+    vmap), with batch norm of momentum=None (it reads a counter), and while exporting (the batch size would be fixed).
 
     Args:
         modules: Of one architecture; copied, and left as they are.
@@ -166,11 +167,12 @@ class StackedModule(nn.Module):
 
     def uses_vmap(self) -> bool:
         """Whether a forward pass here and now would run members at once."""
+        modules = list(self.template.modules())
+        if torch.compiler.is_exporting() or _autocast(self.template) or any(_averages_all(m) for m in modules):
+            return False
         if self.execution != "auto":
             return self.execution == "vmap"
-        if torch.compiler.is_exporting() or _autocast(self.template):
-            return False
-        return not any(isinstance(m, _CONVOLUTIONS) or _averages_all(m) for m in self.template.modules())
+        return not any(isinstance(m, _CONVOLUTIONS) for m in modules)
 
     def unstack(self) -> list[nn.Module]:
         """The members as ordinary modules: copies, with the current parameters, buffers and mode.
@@ -213,5 +215,4 @@ def _autocast(module: nn.Module) -> bool:
 
 
 def _averages_all(module: nn.Module) -> bool:
-    # momentum=None divides by a counter that vmap cannot read
     return isinstance(module, _BATCH_NORMS) and module.momentum is None and module.track_running_stats
