@@ -61,7 +61,7 @@ def _figure(metrics: Mapping[str, float | Estimate], paths: np.ndarray) -> str:
         bars(axes, labels if axes is left else [""] * len(labels), found)
         axes.set_xlabel(title)
     for path in paths:
-        right.plot(np.arange(1, len(path) + 1), path, color=COLORS[0], linewidth=0.7, alpha=0.5)
+        right.plot(np.arange(1, len(path) + 1), path, color=COLORS[0], linestyle="-", linewidth=0.7, alpha=0.5)
     right.set_xlabel("epoch")
     right.set_ylabel("λ under guard")
     right.set_ylim(0, 1.03)
@@ -73,9 +73,7 @@ def holds_collusion(metrics: Mapping[str, Estimate]) -> list[Check]:
     spoilt = float(metrics["joint_member"]) - float(metrics["alone_member"])
     better = metrics["guarded_against_joint"].upper
     return [
-        at_least(
-            "share of the generalisation gap that is collusion at 1, low end", metrics["joint_share"].lower, 0.2
-        ),
+        at_least("share of the generalisation gap that is collusion at 1, low end", metrics["joint_share"].lower, 0.2),
         at_most("the same at 0, upper end", metrics["alone_share"].upper, 0.05),
         at_least("NLL of a member at lambda 1 less at lambda 0, nats", spoilt, 0.3),
         at_most("the share under guard, upper end (tolerance 0.2)", metrics["guarded_share"].upper, 0.2),
