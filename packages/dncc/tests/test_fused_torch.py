@@ -5,6 +5,8 @@ import importlib.util
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dncc import fused, fused_torch
 from dncc.fused import fused_backend, fused_dncc
@@ -87,6 +89,31 @@ def test_nothing_of_the_logits_size_beside_the_gradient(monkeypatch, aggregate, 
     assert peak >= needed
     shared = batch * classes * 4 if aggregate == "geometric" and dtype == torch.float32 and gradient else 0
     assert peak < needed + shared + 0.15 * logits.numel() * 4
+
+
+@pytest.mark.property
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    shape=st.tuples(st.integers(1, 6), st.integers(1, 5), st.integers(1, 9)),
+    seed=st.integers(0, 1000),
+    spread=st.floats(0, 30),
+    lam=st.floats(0, 1),
+    aggregate=st.sampled_from(["arithmetic", "geometric"]),
+)
+def test_sums_and_bounds(shape, seed, spread, lam, aggregate):
+    """CE >= ensemble's CE >= 0, loss between them; a gradient sums to 0 over the classes."""
+    _, batch, classes = shape
+    generator = torch.Generator().manual_seed(seed)
+    logits = (spread * torch.randn(shape, generator=generator, dtype=torch.float64)).requires_grad_()
+    target = torch.randint(0, classes, (batch,), generator=generator)
+    weight = torch.rand(batch, generator=generator) + 0.1
+    found = fused_dncc(logits, target, lam, weight=weight, aggregate=aggregate, backend="torch")
+    assert float(found.ambiguity.min()) >= 0
+    assert float(found.ensemble_ce.min()) >= -1e-12
+    assert float((found.member_ce.mean(0) - found.ensemble_ce - found.ambiguity).abs().max()) < 1e-11
+    low, high = ((weight * v).sum() / weight.double().sum() for v in (found.ensemble_ce, found.member_ce.mean(0)))
+    assert float(low) - 1e-11 <= float(found.loss.detach()) <= float(high) + 1e-11
+    assert float(torch.autograd.grad(found.loss, logits)[0].sum(-1).abs().max()) < 1e-13
 
 
 def below_the_shape_checker(function):

@@ -189,15 +189,17 @@ def _slices(logits: Tensor) -> Iterator[slice]:
         yield slice(start, min(batch, start + size))
 
 
-def _log_p(logits: Tensor, target: Tensor, lam: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A working copy of log p, the labels' places in it, and the members' log-likelihoods."""
-    log_p = torch.log_softmax(logits, -1, dtype=lam.dtype)
-    places = target.long().expand(logits.shape[:2]).unsqueeze(-1)
-    return log_p, places, log_p.gather(-1, places).squeeze(-1)
+def _places(logits: Tensor, target: Tensor) -> Tensor:
+    """Where the labels are, for `gather` and `scatter_`."""
+    return target.long().expand(logits.shape[:2]).unsqueeze(-1)
 
 
 def _arithmetic(logits: Tensor, target: Tensor, lam: Tensor, share: Tensor, with_gradient: bool) -> _Slice:
-    log_p, places, likelihood = _log_p(logits, target, lam)
+    places = _places(logits, target)
+    p = torch.softmax(logits, -1, dtype=lam.dtype)
+    # log p of the label by way of the largest logit, whose p cannot underflow: one exponential a logit, not two
+    label, top = (z.to(lam.dtype) for z in (logits.gather(-1, places).squeeze(-1), logits.amax(-1)))
+    likelihood = (label - top) + p.amax(-1).log()
     best = likelihood.amax(0) if logits.shape[1] else likelihood[0]
     apart = likelihood - best  # differences of near values are exact: a small ambiguity keeps its digits
     log_mean = torch.logsumexp(apart, 0) - math.log(logits.shape[0])
@@ -206,13 +208,15 @@ def _arithmetic(logits: Tensor, target: Tensor, lam: Tensor, share: Tensor, with
     if not with_gradient:
         return *results, None
     own = torch.where(share == 0, 0.0, share * ((1 - lam) + lam * u.exp()))
-    grad = log_p.exp_().mul_(own.unsqueeze(-1))
+    grad = p.mul_(own.unsqueeze(-1))
     grad.scatter_(-1, places, (own * likelihood.expm1()).unsqueeze(-1))  # p - 1 without cancellation
     return *results, grad
 
 
 def _geometric(logits: Tensor, target: Tensor, lam: Tensor, share: Tensor, with_gradient: bool) -> _Slice:
-    log_p, places, likelihood = _log_p(logits, target, lam)
+    places = _places(logits, target)
+    log_p = torch.log_softmax(logits, -1, dtype=lam.dtype)
+    likelihood = log_p.gather(-1, places).squeeze(-1)
     mean = log_p.mean(0)
     partition = torch.logsumexp(mean, -1)
     ensemble = likelihood.mean(0) - partition
