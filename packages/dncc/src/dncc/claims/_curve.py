@@ -4,12 +4,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from common_core.claims import Check, Claim, Estimate, Outcome, at_least, report_progress
+from common_core.claims import Check, Claim, Estimate, Outcome, at_least, at_most, report_progress
 from common_core.seeding import numpy_rng
 from common_core.stats import bootstrap_mean
 
-_LAMBDAS = {"quick": (0.0, 0.5, 0.9, 1.0), "full": (0.0, 0.25, 0.5, 0.75, 0.9, 0.95, 1.0)}
-_SEEDS = {"quick": 3, "full": 12}
+_INSIDE = 0.9  # the lambda that is held against the ends
+_LAMBDAS = {"quick": (0.0, 0.9, 1.0), "full": (0.0, 0.25, 0.5, 0.75, 0.9, 0.95, 1.0)}
+_SEEDS = {"quick": 2, "full": 12}
 _SHOWN = ("member", "ensemble", "disagreement", "ambiguity")
 SETTING = (
     "scikit-learn digits, 30 training pictures a class, 10% of the labels wrong; one layer of 64 as trunk, heads with "
@@ -36,11 +37,9 @@ def run_curve(scale: str, seed: int, device: str) -> Outcome:
         metrics[f"{name}_least_step"] = bootstrap_mean(steps[least], rng=rng)
         for k, lam in enumerate(lambdas):
             metrics[f"{name}_{100 * lam:.0f}"] = bootstrap_mean(rows[k, :, column], rng=rng)
-    inner = rows[1:-1, :, 1].mean(axis=1)
-    best = 1 + int(np.argmin(inner))
-    metrics["best_inner_lambda"] = lambdas[best]
-    metrics["against_0"] = bootstrap_mean(rows[best, :, 1] - rows[0, :, 1], rng=rng)
-    metrics["against_1"] = bootstrap_mean(rows[best, :, 1] - rows[-1, :, 1], rng=rng)
+    inside = lambdas.index(_INSIDE)
+    metrics["inside_less_0"] = bootstrap_mean(rows[inside, :, 1] - rows[0, :, 1], rng=rng)
+    metrics["inside_less_1"] = bootstrap_mean(rows[inside, :, 1] - rows[-1, :, 1], rng=rng)
     return Outcome(metrics, {"What lambda does to members and ensemble": _figure(metrics, lambdas)})
 
 
@@ -65,7 +64,7 @@ def _figure(metrics: Mapping[str, float | Estimate], lambdas: tuple[float, ...])
 
 
 def holds_curve(metrics: Mapping[str, Estimate]) -> list[Check]:
-    """Diversity grows with every step of lambda and the members' accuracy falls; what the ensemble does is reported."""
+    """Diversity grows with every step of lambda, the members' accuracy falls, and the ensemble gains on lambda 0."""
     low = {name: estimate.lower for name, estimate in metrics.items()}
     return [
         at_least(
@@ -78,6 +77,7 @@ def holds_curve(metrics: Mapping[str, Estimate]) -> list[Check]:
             low["member_100"] - metrics["member_0"].upper,
             0.0,
         ),
+        at_most("ensemble's test NLL at lambda 0.9 less at 0, upper end, nats", metrics["inside_less_0"].upper, 0.0),
     ]
 
 
@@ -85,8 +85,8 @@ CLAIMS = (
     Claim(
         id="dncc.lambda-trades",
         statement=(
-            "Lambda trades the accuracy of the members for their diversity monotonically, and the ensemble is best in "
-            "between or at the end, not at 0."
+            "Lambda trades the accuracy of the members for their diversity monotonically, and the ensemble gains by it: "
+            "it is not best at lambda = 0."
         ),
         source="Abstract: the trade-off is systematically controlled; the curve over lambda",
         paper="not found: the tables are in no public text; only the abstract's words",
@@ -95,7 +95,8 @@ CLAIMS = (
         headline=(
             "from λ = 0 to 1: disagreement {disagreement_0:.1%} to {disagreement_100:.1%}, members' test NLL "
             "{member_0:.2f} to {member_100:.2f}; ensemble {ensemble_0:.3f} at 0, {ensemble_90:.3f} at 0.9, "
-            "{ensemble_100:.3f} at 1"
+            "{ensemble_100:.3f} at 1 "
+            "(0.9 less 1: {inside_less_1:+.3f})"
         ),
         differs=SETTING,
         requires={"matplotlib": "dncc[claims]"},
