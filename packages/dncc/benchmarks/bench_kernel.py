@@ -1,6 +1,5 @@
 """The fused loss against torch's eager and compiled plain formula and against a copy of the logits."""
 
-
 import harness  # isort: skip  (one thread: before numpy)
 
 import math

@@ -18,6 +18,8 @@ __all__ = ["excess", "gradient", "rescale", "terms"]
 _SLICE = {"cpu": 1 << 20}  # logits at a time: 4 MiB in float32, about a processor's cache
 _SLICE_ELSEWHERE = 1 << 24  # a GPU wants few and large launches
 
+_FEW = 64  # classes below which maxima cost more than exponentials
+
 _Slice = tuple[Tensor, Tensor, Tensor, Tensor | None]
 
 
@@ -194,12 +196,21 @@ def _places(logits: Tensor, target: Tensor) -> Tensor:
     return target.long().expand(logits.shape[:2]).unsqueeze(-1)
 
 
+def _probabilities(logits: Tensor, places: Tensor, wide: torch.dtype) -> tuple[Tensor, Tensor]:
+    """A working copy of p, and log p of the labels."""
+    if logits.shape[-1] < _FEW:
+        log_p = torch.log_softmax(logits, -1, dtype=wide)
+        likelihood = log_p.gather(-1, places).squeeze(-1)
+        return log_p.exp_(), likelihood
+    # by way of the largest logit, whose p cannot underflow: one exponential a logit instead of two
+    z = logits.to(wide)
+    p = torch.softmax(z, -1)
+    return p, (z.gather(-1, places).squeeze(-1) - z.amax(-1)) + p.amax(-1).log()
+
+
 def _arithmetic(logits: Tensor, target: Tensor, lam: Tensor, share: Tensor, with_gradient: bool) -> _Slice:
     places = _places(logits, target)
-    p = torch.softmax(logits, -1, dtype=lam.dtype)
-    # log p of the label by way of the largest logit, whose p cannot underflow: one exponential a logit, not two
-    label, top = (z.to(lam.dtype) for z in (logits.gather(-1, places).squeeze(-1), logits.amax(-1)))
-    likelihood = (label - top) + p.amax(-1).log()
+    p, likelihood = _probabilities(logits, places, lam.dtype)
     best = likelihood.amax(0) if logits.shape[1] else likelihood[0]
     apart = likelihood - best  # differences of near values are exact: a small ambiguity keeps its digits
     log_mean = torch.logsumexp(apart, 0) - math.log(logits.shape[0])
@@ -207,7 +218,7 @@ def _arithmetic(logits: Tensor, target: Tensor, lam: Tensor, share: Tensor, with
     results = -likelihood, -(best + log_mean), excess(u).mean(0)
     if not with_gradient:
         return *results, None
-    own = torch.where(share == 0, 0.0, share * ((1 - lam) + lam * u.exp()))
+    own = share * ((1 - lam) + lam * u.exp())
     grad = p.mul_(own.unsqueeze(-1))
     grad.scatter_(-1, places, (own * likelihood.expm1()).unsqueeze(-1))  # p - 1 without cancellation
     return *results, grad
