@@ -255,6 +255,23 @@ def test_extreme_logits_are_finite(aggregate, classes, dtype):
     close(found.member_ce, -log_p[:, rows, target], 1e-5, 1e-6)
 
 
+def test_the_ends_leave_out_what_is_infinite():
+    """A member, or all of them, may give the label probability 0."""
+    logits, target, _ = problem((3, 4, 6))
+    logits = logits.detach()
+    logits[0, 0, target[0]] = -float("inf")
+    joint = fused(logits.requires_grad_(), target, 1.0)
+    close(joint.loss, joint.ensemble_ce.mean(), 1e-6)
+    assert bool(torch.isfinite(gradient(joint.loss, logits)).all())
+    for lam in (0.0, 0.5):
+        assert float(fused(logits, target, lam, aggregate="geometric").loss.detach()) == float("inf")
+    logits = logits.detach()
+    logits[:, 1, target[1]] = -float("inf")
+    for lam in (0.0, 0.5, 1.0):
+        found = fused(logits, target, lam)
+        assert float(found.loss) == float(found.ensemble_ce[1]) == float("inf")
+
+
 @pytest.mark.parametrize("aggregate", AGGREGATES)
 def test_ambiguity_is_never_negative_and_the_decomposition_holds(aggregate):
     for spread, noise in ((1.0, 0.0), (1.0, 1e-6), (20.0, 1e-3), (5.0, 5.0)):

@@ -208,6 +208,40 @@ def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
     torch.testing.assert_close(out.loss, DNCCLoss(0.5)(half.float(), y).loss, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_at_one_a_member_may_exclude_the_label_whatever_lambda_is_given_as(fused: bool) -> None:
+    z, y = drawn()
+    z[0, 0, y[0]] = -math.inf
+    for lam in (1.0, torch.tensor(1.0), LinearLambda(1.0, 1.0, 1)):
+        mine = z.clone().requires_grad_()
+        out = DNCCLoss(lam, fused=fused)(mine, y)
+        out.loss.backward()
+        torch.testing.assert_close(out.loss, out.ensemble_ce)
+        assert torch.isfinite(out.loss)
+        assert torch.isfinite(mine.grad).all()
+    for lam in (0.0, torch.tensor(0.0), torch.tensor(0.5)):
+        assert DNCCLoss(lam, aggregate="geometric", fused=fused)(z, y).loss == math.inf
+
+
+def test_autocast_rounds_neither_class_weights_nor_volumes() -> None:
+    z, y = drawn(members=3)
+    weight = torch.rand(5, generator=torch.Generator().manual_seed(1))
+    for loss, target in ((DNCCLoss(weight=weight), soft_labels().float()), (ADPLoss(), y)):
+        want = loss(z.float(), target).loss
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            torch.testing.assert_close(loss(z.float(), target).loss, want, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("apart", [0.0, 1e-5, 1e-3])
+def test_adp_of_many_members_that_agree_is_finite(apart: float) -> None:
+    base, y = drawn(members=1, classes=70)
+    z = (base + apart * drawn(members=64, classes=70)[0]).float().requires_grad_()
+    out = ADPLoss()(z, y)
+    out.loss.backward()
+    torch.testing.assert_close(out.loss.double(), ADPLoss()(z.detach().double(), y).loss, rtol=1e-5, atol=0)
+    assert torch.isfinite(z.grad).all()
+
+
 def test_dense_predictions_are_samples() -> None:
     z, y = drawn(batch=12)
     flat = DNCCLoss(0.5)(z, y)
@@ -227,6 +261,12 @@ def test_lambda_may_be_learnt_scheduled_and_saved() -> None:
     out = loss(z, y)
     out.loss.backward()
     assert learnt.grad.item() == pytest.approx((out.ensemble_ce - out.ce).item(), rel=1e-12)
+    same = DNCCLoss(nn.Parameter(torch.tensor(0.9, dtype=torch.float64)))
+    same.load_state_dict(loss.state_dict())
+    assert same.lam.item() == 0.3
+    torch.optim.SGD([learnt], lr=10.0).step()  # the training loss falls with lambda, so it runs away
+    with pytest.raises(ValueError, match="must be at most 1"):
+        loss(z, y)
 
     scheduled = DNCCLoss(LinearLambda(0.0, 1.0, steps=2))
     torch.testing.assert_close(scheduled(z, y).loss, IndependentLoss()(z, y).loss)
@@ -376,6 +416,12 @@ def test_weights_of_wrong_shape_and_adps_limits() -> None:
         ADPLoss(label_smoothing=0.1)
     with pytest.raises(ValueError, match="fused=True"):
         DNCCLoss(fused=True, reduction="none")(z, y)
+    learnt = torch.ones(7, requires_grad=True)
+    with pytest.raises(ValueError, match="without a gradient"):
+        DNCCLoss(fused=True)(z, y, sample_weight=learnt)
+    DNCCLoss(0.0)(z, y, sample_weight=learnt).loss.backward()  # d/dw of sum w v / sum w: (v - mean v) / n
+    ce = DNCCLoss(0.0, reduction="none")(z, y).loss
+    torch.testing.assert_close(learnt.grad.double(), (ce - ce.mean()) / 7, rtol=1e-5, atol=1e-7)
 
 
 def test_aggregates_are_distributions() -> None:

@@ -160,6 +160,8 @@ class EnsembleLoss(nn.Module, ABC):
             self.label_smoothing,
         )
         lam = self._lam.tensor if isinstance(self._lam, LambdaController) else self._lam
+        if values and isinstance(lam, Tensor):
+            checked_lambda(float(lam.detach()))  # an optimiser may have moved it
         if isinstance(lam, Tensor) and lam.requires_grad:
             lam = lam.to(logits.device)  # one that does not, stays: a CPU scalar goes along without a copy
         if self._takes_kernel(logits, labels):
@@ -177,7 +179,7 @@ class EnsembleLoss(nn.Module, ABC):
         """Lambda, or the state of its controller, for `state_dict`."""
         if isinstance(self._lam, LambdaController):
             return {"controller": self._lam.state_dict()}
-        return {"lam": float(self._lam)}
+        return {"lam": float(self._lam.detach() if isinstance(self._lam, Tensor) else self._lam)}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Puts back what `get_extra_state` gave.
@@ -198,12 +200,13 @@ class EnsembleLoss(nn.Module, ABC):
 
     def _takes_kernel(self, logits: Tensor, labels: Labels) -> bool:
         possible = self.fusable and labels.index is not None and self.reduction != "none"
+        possible = possible and not (labels.weight is not None and labels.weight.requires_grad)
         if self.fused == "auto":
             return possible and fused_backend(logits) == "triton"
         if self.fused and not possible:
             raise ValueError(
-                "fused=True, but the kernel takes hard labels without smoothing, reduction 'mean' or 'sum', and not "
-                f"{type(self).__name__} of this setting; use fused='auto'"
+                "fused=True, but the kernel takes hard labels without smoothing, weights without a gradient, reduction "
+                f"'mean' or 'sum', and not {type(self).__name__} of this setting; use fused='auto'"
             )
         return bool(self.fused)
 

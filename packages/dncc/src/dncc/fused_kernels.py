@@ -158,6 +158,8 @@ def terms_kernel(
         share = share / M
     if not SCALED:
         value = (1.0 - lam) * ce + lam * ensemble
+        # the ends leave out a term that may be infinite: a member that excludes the label
+        value = tl.where(lam == 1.0, ensemble, tl.where(lam == 0.0, ce, value))
         tl.store(row_ptr + b, tl.where(counted == 0.0, 0.0, counted * value), mask=sample)
         tl.store(ensemble_ptr + b, ensemble, mask=sample)
         tl.store(ambiguity_ptr + b, ambiguity, mask=sample)
@@ -199,8 +201,9 @@ def scale_kernel(x_ptr, factor_ptr, numel, BLOCK: tl.constexpr):
     """Multiplies in place by a number on the device; nothing else is read if it is 1."""
     factor = tl.load(factor_ptr)
     if factor != 1.0:
-        first = tl.program_id(0).to(tl.int64) * BLOCK
-        for start in range(first, numel, tl.num_programs(0) * BLOCK):
+        start = tl.program_id(0).to(tl.int64) * BLOCK
+        while start < numel:  # a range with such bounds is too much for the interpreter of Triton 3.6
             places = start + tl.arange(0, BLOCK)
             x = tl.load(x_ptr + places, mask=places < numel)
             tl.store(x_ptr + places, (x.to(factor.dtype) * factor).to(x.dtype), mask=places < numel)
+            start += tl.num_programs(0) * BLOCK

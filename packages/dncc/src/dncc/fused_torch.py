@@ -57,7 +57,10 @@ def terms(
     member_ce, ensemble_ce, ambiguity, grad = _in_slices(
         logits, target, lam, share, weight is not None, aggregate, with_gradient
     )
-    value = (1 - lam) * member_ce.mean(0) + lam * ensemble_ce
+    ce = member_ce.mean(0)
+    value = (1 - lam) * ce + lam * ensemble_ce
+    # the ends leave out a term that may be infinite: a member that excludes the label
+    value = torch.where(lam == 1, ensemble_ce, torch.where(lam == 0, ce, value))
     if summed:
         value = value * logits.shape[0]
     if weight is None:
@@ -212,6 +215,7 @@ def _arithmetic(logits: Tensor, target: Tensor, lam: Tensor, share: Tensor, with
     places = _places(logits, target)
     p, likelihood = _probabilities(logits, places, lam.dtype)
     best = likelihood.amax(0) if logits.shape[1] else likelihood[0]
+    best = torch.where(best == -math.inf, 0.0, best)  # it is subtracted from -inf where all exclude the label
     apart = likelihood - best  # differences of near values are exact: a small ambiguity keeps its digits
     log_mean = torch.logsumexp(apart, 0) - math.log(logits.shape[0])
     u = apart - log_mean

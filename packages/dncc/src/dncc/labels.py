@@ -127,7 +127,7 @@ def prepared(
     else:
         index, soft = None, target.to(dtype)
         if class_weight is not None:
-            counts = soft @ class_weight.to(dtype)
+            counts = (soft * class_weight.to(dtype)).sum(-1)  # autocast would round a product of matrices
             weight = counts if weight is None else weight * counts
     if soft is not None and label_smoothing:
         index, soft = None, (1 - label_smoothing) * soft + label_smoothing / classes

@@ -27,11 +27,14 @@ class DNCCLoss(EnsembleLoss):
     by the aggregate.
 
     Args:
-        lam: lambda in [0, 1]: a number, a tensor without axes (a parameter may be learnt), or a `LambdaController`.
+        lam: lambda in [0, 1]: a number, a tensor without axes, or a `LambdaController`. A parameter's gradient is minus
+            the ambiguity: this loss alone would drive it up to 1 and past it, so learn it on a validation loss
+            (`HyperGradientLambda`).
         aggregate: "arithmetic" averages probabilities, "geometric" log-probabilities. Predict with the same.
         reduction: Over members: "mean", "sum" (separate networks: as if each were alone at lambda = 0), or "none"
             (a value a sample, mean over members).
-        weight: What each class counts: a sample counts the weight of its label in the mean over the batch.
+        weight: What each class counts: a sample counts the weight of its label in the mean over the batch (a soft
+            label, its mean weight; torch's cross-entropy weights classes one by one there, and with smoothing).
         ignore_index: Samples with this label are left out.
         label_smoothing: s: the label becomes (1 - s) t + s / classes.
         validate: Whether to check values (NaN, labels' range); None: on the CPU only, never while compiling.

@@ -98,7 +98,11 @@ def interpolate(terms: Terms, lam: float | Float[Tensor, ""]) -> Float[Tensor, "
         return terms.ce
     if isinstance(lam, float) and lam == 1:
         return terms.ensemble_ce
-    return (1 - lam) * terms.ce + lam * terms.ensemble_ce
+    value = (1 - lam) * terms.ce + lam * terms.ensemble_ce
+    if not isinstance(lam, Tensor):
+        return value
+    excluded = terms.ce.isinf()  # only there: elsewhere the derivative by lambda is wanted at the ends too
+    return torch.where(excluded & (lam == 1), terms.ensemble_ce, torch.where(excluded & (lam == 0), terms.ce, value))
 
 
 def mse_ncl(
@@ -184,10 +188,11 @@ def adp(
     # Normalised in log space: non-maximal probabilities may all underflow when a member is certain.
     others = log_p.masked_fill(label, -math.inf)
     others = others - torch.logsumexp(2 * others, -1, keepdim=True) / 2
-    unit = others.exp().transpose(0, 1)
-    gram = unit @ unit.transpose(1, 2) + jitter * torch.eye(members, dtype=log_p.dtype, device=log_p.device)
+    # In float64, which autocast leaves alone: rounding of many members that agree would exceed the jitter.
+    unit = others.exp().transpose(0, 1).double()
+    gram = unit @ unit.transpose(1, 2) + jitter * torch.eye(members, dtype=unit.dtype, device=unit.device)
     log_det = 2 * torch.linalg.cholesky_ex(gram).L.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    return terms.ce - (alpha * entropy + beta * log_det) / members
+    return terms.ce - (alpha * entropy + beta * log_det.to(entropy.dtype)) / members
 
 
 def _log_mean(log_p: Float[Tensor, "members *shape"]) -> Float[Tensor, "*shape"]:
