@@ -71,7 +71,7 @@ def _trained(data: DataSet, lam: float | None, seed: int) -> dict[str, float]:
     members = 1 if lam is None else _MEMBERS
     model = MultiHead(trunk, data.num_classes, members, "full", hidden=(_HEAD,), generator=generator)
     train = (data.x_train, data.y_train)
-    fit(model, DNCCLoss(lam or 0.0), train, epochs=_EPOCHS, batch_size=32, lr=3e-3, generator=generator)
+    fit(model, DNCCLoss(lam or 0.0), train, epochs=_EPOCHS, batch_size=60, lr=5e-3, generator=generator)
     return _figures(model, train, data, seed)
 
 

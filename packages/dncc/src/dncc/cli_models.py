@@ -173,7 +173,7 @@ def _classifier(what: Architecture, weights: Path | None) -> nn.Module:
         trunk = _trunk(what)
         layers = list(trunk.children())
         model = nn.Sequential(*layers, nn.Linear(_width(trunk, what), what.classes))
-    return _loaded(model, weights)
+    return _loaded(model, weights, find_classifier(model))
 
 
 def _width(trunk: nn.Module, what: Architecture) -> int:
@@ -223,7 +223,7 @@ def _small_cnn(shape: Sequence[int], width: int) -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
-def _loaded(model: nn.Module, weights: Path | None) -> nn.Module:
+def _loaded(model: nn.Module, weights: Path | None, classifier: str | None = None) -> nn.Module:
     """The model with a file's weights: all but its classifier must be in the file; what is beyond is left out."""
     if weights is None:
         return model
@@ -237,8 +237,7 @@ def _loaded(model: nn.Module, weights: Path | None) -> nn.Module:
     except (SafetensorError, OSError, ValueError) as error:
         raise ValueError(f"{weights} is no safetensors file, or it is damaged ({error})") from None
     inner = model.model if isinstance(model, FeatureExtractor) else model
-    own, classifier = inner.state_dict(), find_classifier(inner) if inner is model else None
-    spared = f"{classifier}." if classifier else "\0"
+    own, spared = inner.state_dict(), "\0" if classifier is None else f"{classifier}."
     fits = {key: found[key] for key, value in own.items() if key in found and found[key].shape == value.shape}
     missing = [key for key in own if key not in fits and not key.startswith(spared) and "num_batches" not in key]
     if missing:

@@ -140,7 +140,7 @@ def shown(found: Mapping[str, Judged]) -> tuple[dict[str, Any], list[RenderableT
         parts: list[Any] = [f"{name}, judged on {one.part}:\n", one.report.table(), "", one.report.members_table(), ""]
         return {"reports": {name: one.report.to_dict()}}, [*parts, *sentences(one.report)]
     both = compared(found)
-    parts = [both.table(), ""]
+    parts = [both.table()]
     for name, judged in found.items():
         parts += [f"\n{name}, judged on {judged.part}:\n", *sentences(judged.report)]
     return both.to_dict(), parts
@@ -174,6 +174,7 @@ def figures(found: Mapping[str, Judged]) -> dict[str, str]:
     Raises:
         ImportError: If matplotlib is not installed.
     """
+    from common_core.plotting import svg
     from dncc import plots
     from dncc.selective import risk_coverage
 
@@ -185,21 +186,20 @@ def figures(found: Mapping[str, Judged]) -> dict[str, str]:
         made[f"{start}reliability"] = plots.reliability_figure(log_p, report.target, report.aggregate, report.bins)
         curves[name] = risk_coverage(aggregate_log_proba(log_p, report.aggregate), report.target)
         if len(report.members) > 1:
-            made[f"{start}disagreement"] = plots.matrix_figure(report.pairwise.disagreement, "disagreement")
-            pairs[name] = (report.pairwise.kappa, [1 - member.accuracy for member in report.members])
+            made[f"{start}disagreement"] = plots.matrix_figure(report.pairwise.disagreement.numpy(), "disagreement")
+            pairs[name] = (report.pairwise.kappa.numpy(), [1 - member.accuracy for member in report.members])
         if one.history is not None and one.history.epochs and one.history.epochs[-1].validation is not None:
             column = one.history.column
             made[f"{start}ambiguity"] = plots.ambiguity_figure(
                 column("epoch"), column("ambiguity", "train"), column("ambiguity", "validation"), column("lam")
             )
-    made["risk-coverage"] = plots.risk_coverage_figure(curves)
-    if pairs:
-        made["pairs"] = plots.kappa_error_figure(pairs)
+    together: dict[str, Any] = {}
     if (frontier := _frontier(found)) is not None:
-        made["frontier"] = plots.frontier_figure(frontier.pop("lams"), **frontier)
-    from common_core.plotting import svg
-
-    return {name: svg(figure) for name, figure in made.items()}
+        together["frontier"] = plots.frontier_figure(frontier.pop("lams"), **frontier)
+    if pairs:
+        together["pairs"] = plots.kappa_error_figure(pairs)
+    together["risk-coverage"] = plots.risk_coverage_figure(curves)
+    return {name: svg(figure) for name, figure in (together | made).items()}
 
 
 def _frontier(found: Mapping[str, Judged]) -> dict[str, Any] | None:

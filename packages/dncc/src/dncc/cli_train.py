@@ -1,6 +1,8 @@
 """What `dncc train` does: from data and settings to a folder with a trained ensemble, resumable at every epoch."""
 
+import errno
 import math
+import os
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -56,8 +58,13 @@ def train_run(run: Run, data: DataSet, device: str, resume: bool, weights: Path 
     model = build(run.architecture, settings.seed, moments, weights).to(device)
     options, loss = _options(run, model, data)
     _try_out(model, loss, data)
-    if not (run.folder / CONFIG).is_file():
-        run.begin(_facts(data, device))
+    tell = _lines(settings.epochs)
+
+    def on_epoch(record: EpochRecord) -> None:
+        if not (run.folder / CONFIG).is_file():  # not before: what fit refuses leaves nothing behind
+            run.begin(_facts(data, device))
+        tell(record)
+
     checkpoint = run.folder / CHECKPOINT
     val = None if data.x_val is None or data.y_val is None else (data.x_val, data.y_val)
     try:
@@ -66,7 +73,8 @@ def train_run(run: Run, data: DataSet, device: str, resume: bool, weights: Path 
             batch_size=settings.batch_size, lr=settings.lr, weight_decay=settings.weight_decay,
             generator=torch.Generator().manual_seed(settings.seed), patience=settings.patience or None,
             augment=augmentation(settings.augment, run.architecture.shape), amp=settings.amp, checkpoint=checkpoint,
-            resume=checkpoint if resume and checkpoint.is_file() else None, progress=progress().is_terminal, **options,
+            resume=checkpoint if resume and checkpoint.is_file() else None, progress=progress().is_terminal,
+            on_epoch=on_epoch, **options,
         )  # fmt: skip
     except KeyboardInterrupt:
         left = "the last whole epoch is kept" if checkpoint.is_file() else "no epoch was complete"
@@ -79,6 +87,9 @@ def train_run(run: Run, data: DataSet, device: str, resume: bool, weights: Path 
 def _check_folder(run: Run, resume: bool) -> None:
     if run.folder.exists() and not run.folder.is_dir():
         raise ValueError(f"{run.folder} is a file; give a folder to write to")
+    there = next(folder for folder in (run.folder, *run.folder.absolute().parents) if folder.exists())
+    if not os.access(there, os.W_OK):
+        raise PermissionError(errno.EACCES, "No permission to write", str(there))
     if not (run.folder / CONFIG).is_file():
         return
     if not resume:
@@ -98,15 +109,14 @@ def _options(run: Run, model: Standardised, data: DataSet) -> tuple[dict[str, An
     objective = build_objective(
         settings.objective.replace("-", "_"), start, settings.aggregate, run.architecture.mode, settings.label_smoothing
     ).to(device_of(model))
-    options: dict[str, Any] = {"on_epoch": _lines(settings.epochs)}
     if lam is not None:
-        return options, objective
+        return {}, objective
     assert data.x_val is not None
     val = torch.as_tensor(data.x_val), torch.as_tensor(data.y_val)
     stepping = Stepping(
         model, objective, val, start=hyper_start(settings.lam), batch_size=settings.batch_size, seed=settings.seed
     )
-    return options | {"optimiser": stepping.optimiser}, stepping
+    return {"optimiser": stepping.optimiser}, stepping
 
 
 @torch.no_grad()
