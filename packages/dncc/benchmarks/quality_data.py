@@ -42,7 +42,7 @@ def _tasks() -> list[Task]:
     found = []
     for noise, suffix in ((0.0, ""), (NOISE, ", noisy")):
         found += [
-            Task("mnist5k" + suffix, "mnist5k", width=8, averaged_width=10, epochs=10, noise=noise),
+            Task("mnist5k" + suffix, "mnist5k", width=8, averaged_width=10, epochs=10, noise=noise, batch_size=128),
             Task("digits" + suffix, "digits", width=8, averaged_width=8, epochs=20, noise=noise),
             Task(
                 "emoji" + suffix, "emoji", width=128, averaged_width=128, epochs=12, noise=noise, test_share=0.3,

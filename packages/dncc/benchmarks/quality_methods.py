@@ -81,10 +81,10 @@ def _shared() -> list[Method]:
         for lam in LAMBDAS:
             family = "dncc" if 0 < lam < 1 else "endpoint"
             found.append(Method(f"{mode}, lambda {lam:g}", family, heads(mode), dncc(lam), lam))
-        for lam in (0.5, 0.9):
+        for lam in (0.5, 0.9) if mode == "partition" else (0.9,):
             name = f"{mode}, geometric, lambda {lam:g}"
             found.append(Method(name, "dncc", heads(mode), dncc(lam, "geometric"), lam))
-        found.append(Method(f"{mode}, guarded", "guarded", heads(mode), guarded))
+    found.append(Method("partition, guarded", "guarded", heads("partition"), guarded))
     found.append(Method("full, ADP", "peer", heads("full"), lambda: ADPLoss(validate=False)))
     return found
 
@@ -94,7 +94,7 @@ def _large() -> list[Method]:
     for lam in (0.0, 0.5, 0.9):
         name = "4 networks (deep ensemble)" if lam == 0 else f"4 networks, lambda {lam:g}"
         found.append(Method(name, "networks", networks, dncc(lam, reduction="sum"), lam))
-    found += [Method(f"4 branches, lambda {lam:g}", "networks", branches, dncc(lam), lam) for lam in (0.0, 0.9)]
+    found.append(Method("4 branches, lambda 0.9", "networks", branches, dncc(0.9), 0.9))
     found.append(Method("4 networks, ADP", "networks", networks, lambda: ADPLoss(reduction="sum", validate=False)))
     for name, kind in (("torchensemble voting", "voting"), ("torchensemble fusion", "fusion")):
         found.append(Method(name, "networks", peers.torchensemble(kind, NETWORKS), IndependentLoss, own_training=True))
