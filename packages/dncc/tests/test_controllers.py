@@ -1,6 +1,8 @@
 """Controllers move lambda as stated; collusion is a part of the generalisation gap; one step's hypergradient."""
 
+import copy
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -125,6 +127,57 @@ def test_hypergradient_is_the_derivative_of_the_validation_loss_after_a_step(agg
     h = 1e-4
     numeric = (after(0.5 + h)[0] - after(0.5 - h)[0]) / (2 * h)
     assert after(0.5, probe=True)[1] == pytest.approx(numeric, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "factor"),
+    [
+        ("SGD", {"momentum": 0.9, "weight_decay": 0.1}, 1.0),
+        ("SGD", {"momentum": 0.9, "nesterov": True}, 1 / 1.9),
+        ("SGD", {"momentum": 0.9, "dampening": 0.5}, 2.0),
+        ("Adam", {}, None),
+        ("RMSprop", {}, None),
+        ("Adagrad", {}, None),
+    ],
+)
+def test_hypergradient_through_other_steps(kind: str, options: dict[str, Any], factor: float | None) -> None:
+    """Exact up to a number for SGD; where second moments scale the steps, of the same sign."""
+    model, x, y, x_val, y_val = quadratic()
+    optimiser = getattr(torch.optim, kind)(model.parameters(), lr=0.01, **options)
+    for _ in range(20):
+        optimiser.zero_grad()
+        DNCCLoss(0.5)(logits(model, x), y).loss.backward()
+        optimiser.step()
+
+    def after(lam: float) -> tuple[float, float]:
+        there, moved = copy.deepcopy((model, optimiser))
+        controller = HyperGradientLambda(there.parameters(), 0.5, optimiser=moved, rate=1.0, smoothing=0.0)
+        out = DNCCLoss(lam)(logits(there, x), y)
+        ambiguity = torch.autograd.grad(out.ambiguity, list(there.parameters()), retain_graph=True)
+        controller.before(out)
+        moved.zero_grad()
+        out.loss.backward()
+        moved.step()
+        value = DNCCLoss(lam)(logits(there, x_val), y_val).ensemble_ce
+        slope = hypergradient(ambiguity, torch.autograd.grad(value, list(there.parameters()), retain_graph=True))
+        controller.after(value)
+        return value.item(), 0.01 * slope.item() if factor else 0.5 - controller.value
+
+    h = 1e-4
+    numeric = (after(0.5 + h)[0] - after(0.5 - h)[0]) / (2 * h)
+    found = after(0.5)[1]
+    assert found * numeric > 0
+    if factor:
+        assert found == pytest.approx(factor * numeric, rel=1e-5)
+
+
+def test_a_gradient_that_is_not_finite_does_not_move_lambda() -> None:
+    model, x, y, _, _ = quadratic()
+    lam = HyperGradientLambda(model.parameters(), 0.5)
+    lam.before(DNCCLoss(lam)(logits(model, x), y))
+    with pytest.raises(ValueError, match="not finite"):
+        lam.after(DNCCLoss(lam)(logits(model, x), y).ensemble_ce * math.nan)
+    assert (lam.value, lam.updates) == (0.5, 0)
 
 
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam])

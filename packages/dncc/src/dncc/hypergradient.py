@@ -1,6 +1,7 @@
 """A lambda that descends the validation loss: the derivative of the loss after a step by the lambda of that step."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from math import isfinite
 from typing import Any, SupportsFloat, final
 
 import torch
@@ -12,6 +13,8 @@ from dncc.controllers import LambdaController
 from dncc.outputs import EnsembleOutput, Measured
 
 __all__ = ["HyperGradientLambda", "hypergradient"]
+
+_SECOND_MOMENTS = ("exp_avg_sq", "square_avg", "sum")  # as Adam, RMSprop and Adagrad name them
 
 
 def hypergradient(
@@ -64,14 +67,16 @@ class HyperGradientLambda(LambdaController):
         out = loss(model(x), y);  lam.before(out);  out.loss.backward();  optimiser.step()
         lam.after(loss(model(x_val), y_val).ensemble_ce)
 
-    The derivative is that of plain gradient descent; for Adam and its kin the second moments of the optimiser scale it,
-    momentum is left out. It sees one step ahead only: fresh validation batches are a must, as on the training batch
-    itself more joint training always looks better. Costs one more backward pass through the given parameters before the
-    step and one on validation data after it; give the heads' parameters alone to make both cheap.
+    The derivative is exact for SGD, with momentum and weight decay too (Nesterov's momentum and dampening multiply it
+    by a number, which does not count). For Adam, RMSprop and Adagrad the optimiser's second moments scale it, but how
+    they move with lambda is left out: of use as a direction, after the first steps. It sees one step ahead only: fresh
+    validation batches are a must, as on the training batch itself more joint training always looks better. Costs one
+    more backward pass through the given parameters before the step and one on validation data after it; give the heads'
+    parameters alone to make both cheap.
 
     Args:
-        start: First lambda, in [0, 1].
         parameters: The parameters through which lambda acts; those of the heads, or all.
+        start: First lambda, in [0, 1].
         optimiser: The optimiser that moves them: gives step sizes. None: all steps alike.
         rate: How far lambda moves when both gradients point the same way, in (0, 1]. The derivative is divided by the
             lengths of the two gradients, so that neither the scale of the loss nor the learning rate counts.
@@ -136,6 +141,7 @@ class HyperGradientLambda(LambdaController):
 
         Raises:
             RuntimeError: If `before` was not called for this step.
+            ValueError: If a gradient is not finite.
         """
         if self._ambiguity_gradients is None:
             raise RuntimeError("call before(output) ahead of the optimiser's step, then after(validation_loss)")
@@ -145,6 +151,9 @@ class HyperGradientLambda(LambdaController):
         roots = [size.sqrt() if isinstance(size, Tensor) else size**0.5 for size in sizes]
         length = _length(mine, roots) * _length(theirs, roots)
         slope = float(hypergradient(mine, theirs, sizes) / length.clamp_min(1e-30))
+        if not isfinite(slope):
+            raise ValueError("the gradient of the ambiguity or of the validation loss is not finite: training has "
+                             "diverged, or half precision overflowed (leave such a step out)")  # fmt: skip
         self.updates += 1
         self.direction = self.smoothing * self.direction + (1 - self.smoothing) * slope
         unbiased = self.direction / (1 - self.smoothing**self.updates)
@@ -199,7 +208,7 @@ class HyperGradientLambda(LambdaController):
                 raise ValueError("the optimiser does not move one of the parameters; leave that parameter out")
             size = float(group["lr"])
             state = self.optimiser.state.get(parameter, {})
-            second = state.get("exp_avg_sq")
+            second = next((state[name] for name in _SECOND_MOMENTS if name in state), None)
             sizes.append(size if second is None else size / (second.sqrt() + group.get("eps", 1e-8)))
         return sizes
 
