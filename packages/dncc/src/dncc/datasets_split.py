@@ -165,7 +165,7 @@ def stratified_split(
 
 
 def group_split(
-    y: Labels, groups: Int[np.ndarray, " samples"], share: float, rng: np.random.Generator
+    y: Labels, groups: Int[np.ndarray, " rows"], share: float, rng: np.random.Generator
 ) -> tuple[Int[np.ndarray, " rest"], Int[np.ndarray, " held"]]:
     """Rows to keep and rows to hold out: no group is on both sides, and every class keeps about the share of its rows.
 
