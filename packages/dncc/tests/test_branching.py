@@ -60,6 +60,19 @@ def test_branches_equal_modules_run_one_by_one(execution: Any, chunk: int | None
     torch.testing.assert_close(model(x), expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize(("execution", "chunk"), [("loop", None), ("vmap", None), ("vmap", 1)])
+def test_a_branch_that_overwrites_its_input_leaves_the_next_ones_alone(execution: Any, chunk: int | None) -> None:
+    activation = nn.Sequential(nn.SiLU(inplace=True), nn.Linear(6, 3)).double()
+    model = Branching(nn.Linear(4, 6).double(), activation, 3, execution=execution, chunk=chunk)
+    x = torch.randn(5, 4, dtype=torch.float64, generator=seeded())
+    for mode in (torch.enable_grad, torch.no_grad, torch.inference_mode):
+        with mode():
+            alone = torch.stack([module(model.trunk(x)) for module in model.branches.unstack()])
+            torch.testing.assert_close(model(x), alone, rtol=0, atol=1e-12)
+    model(x).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
 @pytest.mark.parametrize("execution", ["loop", "vmap"])
 def test_dropout_differs_between_branches(execution: Any) -> None:
     class Masked(nn.Module):

@@ -42,6 +42,17 @@ class Tied(nn.Module):
         return self.head(self.second(self.first(x.flatten(1)).relu()))
 
 
+class Recurrent(nn.Module):
+    """The last state of a recurrent layer, for which vmap has no rules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps, self.head = nn.LSTM(2, 5, batch_first=True), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.steps(x)[0][:, -1])
+
+
 def batch() -> tuple[Tensor, Tensor]:
     x = torch.randn(10, 2, 6, 6, generator=seeded(1), dtype=torch.float64)
     return x, torch.randint(3, (10,), generator=seeded(2))
@@ -151,6 +162,8 @@ def test_how_members_are_run() -> None:
     modules = [averaging(), averaging()]
     model, (x, _) = SeparateNetworks(modules, execution="vmap"), batch()
     torch.testing.assert_close(model(x), torch.stack([m(x) for m in modules]), rtol=0, atol=1e-12)
+    recurrent = SeparateNetworks([Recurrent(), Recurrent()], num_classes=3, execution="vmap")
+    assert recurrent(torch.zeros(4, 7, 2)).shape == (2, 4, 3)
     with pytest.raises(ValueError, match="execution is 'scan'"):
         inspect.unwrap(checked_execution)("scan")
 

@@ -20,6 +20,7 @@ Execution = Literal["auto", "vmap", "loop"]
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_RECURRENT = (nn.RNNBase, nn.LSTMCell)
 
 
 def checked_execution(execution: str) -> Execution:
@@ -106,7 +107,10 @@ class StackedModule(nn.Module):
     after another. "auto" takes the loop for architectures with convolutions and vmap for others: on a CPU the loop was
     faster for ResNets, and vmap no slower for perceptrons (`benchmarks/bench_step.py` compares them). Where vmap cannot
     be used, members run in the loop whatever was asked for: under autocast (it does not reach all layers inside of
-    vmap), with batch norm of momentum=None (it reads a counter), and while exporting (the batch size would be fixed).
+    vmap), with batch norm of momentum=None (it reads a counter), with recurrent layers (vmap has no rules for them),
+    and while exporting (the batch size would be fixed).
+
+    Buffers must be updated in place, as torch's layers do; one that a module assigns anew stays as it was.
 
     Args:
         modules: Of one architecture; copied, and left as they are.
@@ -147,28 +151,31 @@ class StackedModule(nn.Module):
         buffers = dict(self.template.named_buffers())
         if self.uses_vmap():
             # buffers are passed stacked, so that batch norm updates each member's statistics in place
-            one = self._one(x)
+            one = self._one(x, _works_in_place(self.template))
             run = torch.vmap(one, in_dims=(0, 0), randomness="different", chunk_size=self.chunk)
             return run(parameters, buffers)
         # unbind once: its backward is one stack, where M selections would each fill a tensor of all members
         split_p = {name: tensor.unbind(0) for name, tensor in parameters.items()}
         split_b = {name: tensor.unbind(0) for name, tensor in buffers.items()}
         outputs = []
+        copies = _works_in_place(self.template)
         for m in range(self.num_members):
             state = ({k: v[m] for k, v in split_p.items()}, {k: v[m] for k, v in split_b.items()})
-            outputs.append(functional_call(self.template, state, (x,)))
+            given = x.clone() if copies else x
+            outputs.append(functional_call(self.template, state, (given,)))
+            copies = copies and _written(given)  # most modules that work in place do so further up
         return torch.stack(outputs)
 
-    def _one(self, x: Tensor) -> Callable[[dict[str, Tensor], dict[str, Tensor]], Tensor]:
+    def _one(self, x: Tensor, copies: bool) -> Callable[[dict[str, Tensor], dict[str, Tensor]], Tensor]:
         def one(parameters: dict[str, Tensor], buffers: dict[str, Tensor]) -> Tensor:
-            return functional_call(self.template, (parameters, buffers), (x,))
+            return functional_call(self.template, (parameters, buffers), (x.clone() if copies else x,))
 
         return one
 
     def uses_vmap(self) -> bool:
         """Whether a forward pass here and now would run members at once."""
         modules = list(self.template.modules())
-        if torch.compiler.is_exporting() or _autocast(self.template) or any(_averages_all(m) for m in modules):
+        if torch.compiler.is_exporting() or _autocast(self.template) or any(_needs_loop(m) for m in modules):
             return False
         if self.execution != "auto":
             return self.execution == "vmap"
@@ -214,5 +221,16 @@ def _autocast(module: nn.Module) -> bool:
     return torch.is_autocast_enabled("cpu" if tensor is None else tensor.device.type)
 
 
-def _averages_all(module: nn.Module) -> bool:
-    return isinstance(module, _BATCH_NORMS) and module.momentum is None and module.track_running_stats
+def _needs_loop(module: nn.Module) -> bool:
+    averages_all = isinstance(module, _BATCH_NORMS) and module.momentum is None and module.track_running_stats
+    return averages_all or isinstance(module, _RECURRENT)
+
+
+def _works_in_place(module: nn.Module) -> bool:
+    """Whether a member might overwrite the input that all share."""
+    return any(getattr(part, "inplace", False) for part in module.modules())
+
+
+def _written(fresh: Tensor) -> bool:
+    """Whether a fresh copy was written to, or may have been."""
+    return torch.compiler.is_compiling() or fresh.is_inference() or fresh._version > 0
