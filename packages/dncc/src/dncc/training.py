@@ -149,6 +149,8 @@ def fit(
         raise ValueError("patience needs val: without validation data nothing says when to stop")
     where = torch.device(device) if device is not None else device_of(model)
     model.to(where)
+    if isinstance(loss, nn.Module):
+        loss.to(where)
     run = _Run(model, loss, paired("train", train), None if val is None else paired("val", val), options, where)
     run.generator = generator if generator is not None else torch.Generator().manual_seed(0)
     run.weight = _checked_weight(sample_weight, len(run.x))
@@ -210,7 +212,7 @@ class _Run:
         batches = list(order.split(self.options.batch_size))
         if len(batches) > 1 and len(batches[-1]) == 1:  # batch normalisation cannot take one sample
             batches.pop()
-        sums, seen, rate = torch.zeros(4, dtype=torch.float64), 0, self.options.lr
+        found, rate = [], self.options.lr
         self.model.train()
         seed = int(torch.randint(2**62, (), generator=self.generator))
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
@@ -222,12 +224,11 @@ class _Run:
                 terms = self.step(rows, rate)
                 if self.device.type == "cpu" or k + 1 == len(batches):  # elsewhere, looking means waiting
                     self.check(terms[0], number, k + 1, len(batches), rate)
-                sums += len(rows) * terms.double().cpu()
-                seen += len(rows)
+                found.append(terms * len(rows))  # stays on the device until the epoch's end
                 if self.controller is not None:
                     self.controller.step()
-        mean, *terms = (sums / seen).tolist()
-        train, validation = Measured(*terms), self.validate()
+        mean, *means = (torch.stack(found).cpu().double().sum(0) / sum(map(len, batches))).tolist()
+        train, validation = Measured(*means), self.validate()
         if self.controller is not None and self.controller.watches and validation is not None:
             self.controller.observe(self.settled(), validation)
         return EpochRecord(number, mean, train, validation, _lambda(self.loss), rate, time.perf_counter() - start)
