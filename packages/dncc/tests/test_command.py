@@ -213,7 +213,12 @@ def test_a_folder_of_pictures(pictures: Path, tmp_path: Path, capsys: pytest.Cap
     status, _, shown = run(capsys, "train", pictures, "--out", tmp_path / "other")
     assert status == 2
     assert "torn.png" in shown
+    assert "give --skip-unreadable" in shown
     assert not (tmp_path / "other").exists()
+    words = ("--skip-unreadable", "--epochs", 1, "--size", 8, "--width", 2)
+    status, _, shown = run(capsys, "train", pictures, "--out", tmp_path / "other", *words)
+    assert status == 0
+    assert "1 of 25 files cannot be read" in shown
 
 
 @pytest.mark.parametrize("mode", ["separate", "batch-ensemble", "branch:3"])
@@ -320,7 +325,9 @@ def test_weights_of_a_backbone(table: Path, tmp_path: Path, capsys: pytest.Captu
     file = tmp_path / "trunk.safetensors"
     save_file({**trunk.state_dict(), "classifier.weight": torch.zeros(7, 16)}, file)  # a classifier is left out
     loaded = build(what, 0, weights=file)
-    assert torch.equal(loaded.get_submodule("ensemble.backbone.model").get_parameter("1.weight"), trunk.get_parameter("1.weight"))
+    assert torch.equal(
+        loaded.get_submodule("ensemble.backbone.model").get_parameter("1.weight"), trunk.get_parameter("1.weight")
+    )
     several = build(replace(what, mode="separate"), 0, weights=file)
     x = torch.randn(2, 8)
     assert several(x).std(0).max() > 0  # equal trunks, each with a classifier of its own

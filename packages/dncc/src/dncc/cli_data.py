@@ -1,6 +1,7 @@
 """Data as the command line names them: a folder of pictures or an npz file, cut into parts; and augmentation."""
 
 import hashlib
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,12 +10,14 @@ from typing import Any, final
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from rich.text import Text
 from torch import Tensor
 from torch.nn import functional
 
+from common_core.console import progress as standard_error
 from common_core.seeding import numpy_rng
 from dncc.datasets_split import DataSet, group_split, stratified_split
-from dncc.images import SUFFIXES, image_folder, read_image
+from dncc.images import SUFFIXES, ImageFolderError, image_folder, read_image
 from dncc.io import FormatError, load_arrays, load_data_set
 
 __all__ = ["AUGMENTATIONS", "Reading", "augmentation", "fingerprint", "judged_part", "load_parts", "unknown"]
@@ -76,10 +79,7 @@ def load_parts(
 
 def _read(path: Path, how: Reading, test_share: float, seed: int, progress: Callable[[float], None] | None) -> DataSet:
     if path.is_dir():
-        return image_folder(
-            path, size=how.size, grey=how.grey, seed=seed, test_share=test_share, progress=progress,
-            unreadable="warn" if how.skip_unreadable else "raise",
-        )  # fmt: skip
+        return _read_pictures(path, how, test_share, seed, progress)
     if not path.is_file():
         raise FormatError(f"{path}: no such file or folder; give an .npz file, or a folder with one a class")
     data = load_data_set(path)
@@ -93,6 +93,23 @@ def _read(path: Path, how: Reading, test_share: float, seed: int, progress: Call
     groups = None if data.groups is None else data.groups[rest]
     x, y = data.x_train, data.y_train
     return replace(data, x_train=x[rest], y_train=y[rest], x_test=x[held], y_test=y[held], groups=groups)
+
+
+def _read_pictures(
+    path: Path, how: Reading, test_share: float, seed: int, progress: Callable[[float], None] | None
+) -> DataSet:
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            data = image_folder(
+                path, size=how.size, grey=how.grey, seed=seed, test_share=test_share, progress=progress,
+                unreadable="warn" if how.skip_unreadable else "raise",
+            )  # fmt: skip
+    except ImageFolderError as error:  # in the words of the command
+        raise ImageFolderError(str(error).replace("pass unreadable='warn'", "give --skip-unreadable")) from None
+    for warning in caught:
+        standard_error().print(Text(str(warning.message)), soft_wrap=True)
+    return data
 
 
 def fingerprint(data: DataSet) -> str:
