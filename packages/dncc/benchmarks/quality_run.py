@@ -154,14 +154,12 @@ def tuning_jobs(task: Task, method: Method, epochs: int) -> list[Job]:
     return [Job(task.name, method.name, rate, seed, epochs) for rate in task.rates for seed in tuning_seeds(method)]
 
 
-def best_rate(
-    task: Task, method: Method, epochs: int, results: Mapping[Job, Mapping[str, float]]
-) -> tuple[float, float]:
-    """The learning rate of the least validation loss over the tuning seeds, and that loss."""
+def best_rate(task: Task, method: Method, epochs: int, results: Mapping[Job, Mapping[str, float]]) -> float:
+    """The learning rate of the least validation loss over the tuning seeds."""
 
     def loss(rate: float) -> float:
-        found = [results[Job(task.name, method.name, rate, seed, epochs)]["val_nll"] for seed in tuning_seeds(method)]
-        mean = sum(found) / len(found)
+        jobs = [Job(task.name, method.name, rate, seed, epochs) for seed in tuning_seeds(method)]
+        mean = sum(results[job]["val_nll"] for job in jobs) / len(jobs)
         return mean if math.isfinite(mean) else math.inf
 
-    return min((loss(rate), rate) for rate in task.rates)[::-1]
+    return min(task.rates, key=loss)
