@@ -25,7 +25,7 @@ class Task:
     dropout: float = 0.0
     weight_decay: float = 1e-2
     batch_size: int = 64
-    rates: tuple[float, ...] = (5e-3, 1.5e-2, 4.5e-2)
+    rates: tuple[float, ...] = (5e-3, 2e-2, 8e-2)
     test_share: float = 0.5
 
     @property
