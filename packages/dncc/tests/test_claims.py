@@ -25,8 +25,8 @@ GOOD: dict[str, dict[str, float]] = {
     },
     "shared-backbone": {
         "dncc_less_single_clean": -0.02, "dncc_less_heads_clean": -0.03, "dncc_less_separate_clean": -0.01,
-        "of_separate": 0.45, "single_clean": 0.4, "heads_clean": 0.41, "dncc_clean": 0.38, "separate_clean": 0.39,
-        "single_fresh": 0.96, "heads_fresh": 0.96, "dncc_fresh": 0.95, "separate_fresh": 0.91,
+        "of_separate": 0.45, "dncc_less_single_fresh": -0.01, "dncc_less_heads_fresh": 0.0,
+        "dncc_less_separate_fresh": 0.04,
     },
     "collusion-guarded": {
         "joint_share": 0.4, "alone_share": 0.0, "joint_member": 1.7, "alone_member": 0.96, "guarded_share": 0.05,

@@ -85,7 +85,7 @@ CLAIMS = (
     Claim(
         id="dncc.lambda-trades",
         statement=(
-            "Lambda trades the accuracy of the members for their diversity monotonically, and the ensemble gains by it: "
+            "Lambda trades the accuracy of the members for their diversity monotonically, and the ensemble gains: "
             "it is not best at lambda = 0."
         ),
         source="Abstract: the trade-off is systematically controlled; the curve over lambda",
