@@ -88,8 +88,8 @@ CLAIMS = (
         run=run_sharing,
         holds=holds_sharing,
         headline=(
-            "8 heads at λ = 0.9, test NLL less one network's {dncc_less_single_clean:+.3f}, less that of heads at λ = 0 "
-            "{dncc_less_heads_clean:+.3f}, less that of 8 networks {dncc_less_separate_clean:+.3f} with {of_separate:.0%} "
+            "8 heads at λ = 0.9, test NLL less one network's {dncc_less_single_clean:+.3f}, less heads' at λ = 0 "
+            "{dncc_less_heads_clean:+.3f}, less 8 networks' {dncc_less_separate_clean:+.3f} with {of_separate:.0%} "
             "of their parameters; on test labels as noisy as the training's {dncc_less_single_fresh:+.3f}, "
             "{dncc_less_heads_fresh:+.3f}, {dncc_less_separate_fresh:+.3f}"
         ),
