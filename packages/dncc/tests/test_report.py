@@ -87,7 +87,22 @@ def test_blocks_do_not_show(full, monkeypatch):
     torch.testing.assert_close(parts.log_proba, whole.log_proba, rtol=0, atol=1e-14)
     torch.testing.assert_close(parts.ambiguity, whole.ambiguity, rtol=0, atol=1e-14)
     torch.testing.assert_close(parts.mutual_information, whole.mutual_information, rtol=0, atol=1e-14)
+    torch.testing.assert_close(parts.brier, whole.brier, rtol=0, atol=1e-14)
+    assert torch.equal(parts.confidence, whole.confidence)
     assert set(predicted(logits, None).ambiguity) == {"geometric"}
+
+
+def test_a_label_that_a_member_excludes(full):
+    _, logits, target, *_ = full
+    logits = logits.clone()
+    logits[0, 0, target[0]] = -math.inf
+    report = report_of(logits, target, train_logits=logits, train_target=target)
+    assert report.test["arithmetic"].ce == math.inf
+    assert report.test["arithmetic"].ensemble_ce == pytest.approx(report.nll.value, rel=1e-12)
+    assert math.isfinite(report.nll.value)
+    assert math.isnan(report.gap.nats)
+    assert "probability 0" in report.text()
+    assert json.loads(report.to_json())["gap"] == {"nats": "nan", "share": "nan"}
 
 
 def test_intervals_hold_the_values_and_come_from_the_generator(full):

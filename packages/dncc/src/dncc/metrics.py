@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
-from jaxtyping import Float, Integer
+from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
 from dncc.predictions import averaged_over_ties, checked_predictions
@@ -23,6 +23,7 @@ __all__ = [
     "classwise_calibration_error",
     "nll",
     "reliability",
+    "top_label_error",
 ]
 
 
@@ -116,9 +117,26 @@ def calibration_error(
     Reference:
         Guo et al. (2017), arXiv:1706.04599, equation 3.
     """
+    confidence, correct = _top(*checked_predictions(log_p, target))
+    return top_label_error(confidence, correct.bool(), bins)
+
+
+def top_label_error(confidence: Float[Tensor, " batch"], correct: Bool[Tensor, " batch"], bins: int = 15) -> float:
+    """`calibration_error` from the predicted classes' probabilities.
+
+    Args:
+        confidence: Probability of the predicted class, float64.
+        correct: Whether that class is the label.
+        bins: Bins between 0 and 1.
+
+    Returns:
+        The error in [0, 1].
+
+    Raises:
+        ValueError: If bins is no positive integer.
+    """
     from torchmetrics.functional.classification import binary_calibration_error
 
-    confidence, correct = _top(*checked_predictions(log_p, target))
     # Whether the top label is right is a binary event; torchmetrics' multi-class form would round to float32 first.
     return float(binary_calibration_error(confidence, correct.long(), _checked_bins(bins), validate_args=False))
 

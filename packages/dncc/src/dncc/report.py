@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields
 from typing import Any, SupportsIndex, final
 
 import numpy as np
@@ -144,13 +144,13 @@ class EnsembleReport:
         logits, target = _labelled(logits, target, "")
         found = predicted(logits, target)
         log_q = found.log_proba[aggregate]
-        sample_nll = -log_q.gather(1, target[:, None])[:, 0]
+        sample_nll = -found.ensemble_log_likelihood[aggregate]
         return cls(
             aggregate=aggregate,
             samples=logits.shape[1],
             classes=logits.shape[2],
             bins=bins,
-            members=scores_of_members(logits, target, bins),
+            members=scores_of_members(found, target, bins),
             ensemble={name: scores(found.log_proba[name], target, bins) for name in AGGREGATES},
             nll=_interval(sample_nll, rng, int(resamples)),
             accuracy=_interval((log_q.argmax(-1) == target).double(), rng, int(resamples)),
@@ -212,8 +212,15 @@ class EnsembleReport:
 
     @property
     def gap(self) -> Collusion | None:
-        """What diversity on training data that does not carry over costs, if training data were given."""
-        return None if self.train is None else collusion_between(self.train[self.aggregate], self.test[self.aggregate])
+        """What diversity on training data that does not carry over costs, if training data were given.
+
+        NaN where a loss is infinite, as when a member gives a label probability 0.
+        """
+        if self.train is None:
+            return None
+        train, test = self.train[self.aggregate], self.test[self.aggregate]
+        finite = all(math.isfinite(value) for part in (train, test) for value in astuple(part))
+        return collusion_between(train, test) if finite else Collusion(math.nan, math.nan)
 
     def pair_means(self) -> dict[str, float]:
         """Measures of pairs, each the mean over the pairs of different members; NaN for one member.

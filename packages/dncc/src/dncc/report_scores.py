@@ -1,7 +1,6 @@
 """The figures of one predictor, of all members, and of their averages, computed from logits in pieces.
 
-No float64 array of the size of the logits is made: the ensemble is averaged over blocks of samples, and members are
-scored one by one.
+No float64 array of the size of the logits is made: one pass over blocks of samples gives all that is needed of members.
 """
 
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from dncc.outputs import Measured
 __all__ = ["AGGREGATES", "MemberScores", "Predicted", "Scores", "predicted", "scores", "scores_of_members"]
 
 AGGREGATES: tuple[Aggregate, ...] = ("arithmetic", "geometric")
-_BLOCK = 1 << 22  # numbers in float64 at a time
+_BLOCK = 1 << 20  # numbers in float64 at a time: 8 MiB, about what a processor's cache holds
 
 
 @final
@@ -72,16 +71,22 @@ class Predicted:
 
     Attributes:
         votes: Predicted class of every member.
+        confidence: Probability of that class.
         log_likelihood: log p_m,y; None without labels.
+        brier: sum_c (p_m,c - 1[c = y])^2; None without labels.
         log_proba: Log-probabilities of the ensemble by how it is averaged.
+        ensemble_log_likelihood: log q_y, by how it is averaged; empty without labels.
         ambiguity: Mean cross-entropy of members minus that of the ensemble, by how it is averaged, in nats; the
             geometric one only without labels.
         mutual_information: Between member and prediction, in nats.
     """
 
     votes: Integer[Tensor, "members batch"]
+    confidence: Float[Tensor, "members batch"]
     log_likelihood: Float[Tensor, "members batch"] | None
+    brier: Float[Tensor, "members batch"] | None
     log_proba: dict[Aggregate, Float[Tensor, "batch classes"]]
+    ensemble_log_likelihood: dict[Aggregate, Float[Tensor, " batch"]]
     ambiguity: dict[Aggregate, Float[Tensor, " batch"]]
     mutual_information: Float[Tensor, " batch"]
 
@@ -95,8 +100,8 @@ class Predicted:
             ce, ensemble_ce and ambiguity, in nats.
         """
         assert self.log_likelihood is not None
-        ce, ambiguity = float(-self.log_likelihood.mean()), float(self.ambiguity[aggregate].mean())
-        return Measured(ce, ce - ambiguity, ambiguity)
+        ensemble = -self.ensemble_log_likelihood[aggregate].mean()
+        return Measured(float(-self.log_likelihood.mean()), float(ensemble), float(self.ambiguity[aggregate].mean()))
 
 
 @torch.no_grad()
@@ -110,28 +115,56 @@ def predicted(logits: Float[Tensor, "members batch classes"], target: Integer[Te
     Returns:
         A value a sample.
     """
+    found = _empty(*logits.shape, labelled=target is not None)
     rows = max(1, _BLOCK // (logits.shape[0] * logits.shape[2]))
-    labels = [None] * len(logits[0].split(rows)) if target is None else [t.to("cpu").long() for t in target.split(rows)]
-    votes, own, information = [], [], []
-    log_q: dict[Aggregate, list[Tensor]] = {aggregate: [] for aggregate in AGGREGATES}
-    ambiguity: dict[Aggregate, list[Tensor]] = {aggregate: [] for aggregate in AGGREGATES}
-    for block, label in zip(logits.split(rows, 1), labels, strict=True):
-        log_p = log_softmax(block.to("cpu", torch.float64))
-        votes.append(log_p.argmax(-1))
-        information.append(diversity.mutual_information(log_p))
-        if label is not None:
-            own.append(log_p.gather(-1, label.expand(len(log_p), -1).unsqueeze(-1)).squeeze(-1))
+    for start in range(0, logits.shape[1], rows):
+        part = slice(start, start + rows)
+        log_p = log_softmax(logits[:, part].to("cpu", torch.float64))
+        label = None if target is None else target[part].to("cpu").long()
+        best = log_p.max(-1)
+        found.votes[:, part], found.confidence[:, part] = best.indices, best.values.exp()
+        found.mutual_information[part] = diversity.mutual_information(log_p)
         for aggregate in AGGREGATES:
-            log_q[aggregate].append(aggregate_log_proba(log_p, aggregate))
-            if label is not None or aggregate == "geometric":
-                ambiguity[aggregate].append(diversity.ambiguity(log_p, label, aggregate))
+            found.log_proba[aggregate][part] = aggregate_log_proba(log_p, aggregate)
+            if aggregate in found.ambiguity:
+                found.ambiguity[aggregate][part] = diversity.ambiguity(log_p, label, aggregate)
+            if label is not None:
+                log_q = found.log_proba[aggregate][part].gather(1, label[:, None])[:, 0]
+                found.ensemble_log_likelihood[aggregate][part] = log_q
+        if label is not None:
+            _fill_labelled(found, part, log_p, label)
+    return found
+
+
+def _empty(members: int, batch: int, classes: int, *, labelled: bool) -> Predicted:
+    """Room for everything, made before the blocks: small results between large blocks would scatter the memory."""
+
+    def room(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=torch.float64)
+
+    own = [room(members, batch) if labelled else None for _ in range(2)]
+    known: tuple[Aggregate, ...] = AGGREGATES if labelled else ("geometric",)
     return Predicted(
-        votes=torch.cat(votes, 1),
-        log_likelihood=torch.cat(own, 1) if own else None,
-        log_proba={aggregate: torch.cat(parts) for aggregate, parts in log_q.items()},
-        ambiguity={aggregate: torch.cat(parts) for aggregate, parts in ambiguity.items() if parts},
-        mutual_information=torch.cat(information),
+        votes=torch.empty((members, batch), dtype=torch.int64),
+        confidence=room(members, batch),
+        log_likelihood=own[0],
+        brier=own[1],
+        log_proba={aggregate: room(batch, classes) for aggregate in AGGREGATES},
+        ensemble_log_likelihood={aggregate: room(batch) for aggregate in AGGREGATES if labelled},
+        ambiguity={aggregate: room(batch) for aggregate in known},
+        mutual_information=room(batch),
     )
+
+
+def _fill_labelled(found: Predicted, part: slice, log_p: Tensor, label: Tensor) -> None:
+    """What members say of the labels; overwrites log_p."""
+    assert found.log_likelihood is not None
+    assert found.brier is not None
+    places = label.expand(len(log_p), -1).unsqueeze(-1)
+    own = log_p.gather(-1, places)
+    found.log_likelihood[:, part] = own.squeeze(-1)
+    off = log_p.exp_().scatter_(-1, places, own.expm1())
+    found.brier[:, part] = off.square_().sum(-1)
 
 
 def scores(log_p: Float[Tensor, "batch classes"], target: Integer[Tensor, " batch"], bins: int = 15) -> Scores:
@@ -161,28 +194,26 @@ def scores(log_p: Float[Tensor, "batch classes"], target: Integer[Tensor, " batc
     )
 
 
-def scores_of_members(
-    logits: Float[Tensor, "members batch classes"], target: Integer[Tensor, " batch"], bins: int = 15
-) -> tuple[MemberScores, ...]:
+def scores_of_members(found: Predicted, target: Integer[Tensor, " batch"], bins: int = 15) -> tuple[MemberScores, ...]:
     """The figures of every member.
 
     Args:
-        logits: Logits of the members, on any device.
-        target: Class indices.
+        found: What members say, made with labels.
+        target: The labels.
         bins: Bins of the calibration error.
 
     Returns:
         A row a member.
     """
-    rows = []
-    for own in logits:
-        log_p = log_softmax(own.detach().to("cpu", torch.float64))
-        rows.append(
-            MemberScores(
-                accuracy=metrics.accuracy(log_p, target),
-                nll=metrics.nll(log_p, target),
-                ece=metrics.calibration_error(log_p, target, bins),
-                brier=metrics.brier_score(log_p, target),
-            )
+    assert found.log_likelihood is not None
+    assert found.brier is not None
+    right = found.votes == target
+    return tuple(
+        MemberScores(
+            accuracy=float(right[m].double().mean()),
+            nll=float(-found.log_likelihood[m].mean()),
+            ece=metrics.top_label_error(found.confidence[m], right[m], bins),
+            brier=float(found.brier[m].mean()),
         )
-    return tuple(rows)
+        for m in range(len(right))
+    )

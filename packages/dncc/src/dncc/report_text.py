@@ -1,6 +1,7 @@
 """Reports as tables and sentences."""
 
 from collections.abc import Mapping, Sequence
+from math import isnan
 from statistics import fmean
 from typing import Any
 
@@ -80,6 +81,8 @@ def sentences(report: Any) -> list[str]:
 
 
 def _meaning(nats: float) -> str:
+    if isnan(nats):
+        return "a member gives a label probability 0, so that there is nothing to compare"
     if nats > 0:
         return f"{_number(nats)} nats of diversity do not carry over (collusion, if much of the generalisation gap)"
     return "all of the diversity carries over"
