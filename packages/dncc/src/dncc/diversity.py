@@ -284,7 +284,9 @@ def ambiguity(
     return _divergence(log_g, log_g - wide.mean(0))
 
 
-def mutual_information(log_p: Float[Tensor, "members batch classes"]) -> Float[Tensor, " batch"]:
+def mutual_information(
+    log_p: Float[Tensor, "members batch classes"], log_q: Float[Tensor, "batch classes"] | None = None
+) -> Float[Tensor, " batch"]:
     """H(q) - (1/M) sum_m H(p_m) = (1/M) sum_m KL(p_m || q), of every sample, in nats.
 
     What knowing the member would tell about the label: the part of the uncertainty that comes from members differing
@@ -292,6 +294,7 @@ def mutual_information(log_p: Float[Tensor, "members batch classes"]) -> Float[T
 
     Args:
         log_p: Normalised log-probabilities of the members.
+        log_q: Those of q, where they are at hand.
 
     Returns:
         From 0 to log(members), float64.
@@ -300,7 +303,7 @@ def mutual_information(log_p: Float[Tensor, "members batch classes"]) -> Float[T
         Houlsby et al. (2011), arXiv:1112.5745, equation 2; Smith and Gal (2018), arXiv:1803.08533.
     """
     wide = log_p.detach().to("cpu", torch.float64)
-    log_q = aggregate_log_proba(wide, "arithmetic")
+    log_q = aggregate_log_proba(wide, "arithmetic") if log_q is None else log_q.detach().to("cpu", torch.float64)
     total = torch.zeros(wide.shape[1], dtype=torch.float64)
     for own in wide:  # one member at a time: no second array of the size of log_p
         total += _divergence(own, own - log_q)

@@ -123,7 +123,6 @@ def predicted(logits: Float[Tensor, "members batch classes"], target: Integer[Te
         label = None if target is None else target[part].to("cpu").long()
         best = log_p.max(-1)
         found.votes[:, part], found.confidence[:, part] = best.indices, best.values.exp()
-        found.mutual_information[part] = diversity.mutual_information(log_p)
         for aggregate in AGGREGATES:
             found.log_proba[aggregate][part] = aggregate_log_proba(log_p, aggregate)
             if aggregate in found.ambiguity:
@@ -131,6 +130,7 @@ def predicted(logits: Float[Tensor, "members batch classes"], target: Integer[Te
             if label is not None:
                 log_q = found.log_proba[aggregate][part].gather(1, label[:, None])[:, 0]
                 found.ensemble_log_likelihood[aggregate][part] = log_q
+        found.mutual_information[part] = diversity.mutual_information(log_p, found.log_proba["arithmetic"][part])
         if label is not None:
             _fill_labelled(found, part, log_p, label)
     return found
