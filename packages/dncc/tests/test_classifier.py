@@ -7,6 +7,7 @@ import pytest
 import torch
 from sklearn.base import clone
 from sklearn.datasets import load_iris, make_classification
+from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -167,6 +168,8 @@ def test_lambda_by_word_and_by_controller(iris):
     guarded = quick(lam="guarded").fit(X, y)
     assert isinstance(guarded.objective_.lam, GuardedLambda)
     assert guarded.objective_.lam.epochs == 12
+    watching = quick(lam=GuardedLambda(0.8, wait=0)).fit(X, y)
+    assert watching.objective_.lam.epochs == 12
     own = LinearLambda(0.2, 0.6, steps=5)
     assert quick(lam=own).fit(X, y).lam_ == pytest.approx(0.6)
     assert own.value == 0.2
@@ -339,7 +342,14 @@ def test_validation_rows_keep_the_classes():
     np.testing.assert_allclose(np.bincount(target[rest], minlength=3), [10, 2.5, 0.5], atol=0.5)
     assert set(target[kept]) == {0, 1, 2}
     lonely = np.array([0] * 9 + [1])
-    assert len(split(lonely, 0.2, seed=0)[1]) == 2
+    for seed in range(20):  # a class of one sample is trained on
+        kept, rest = split(lonely, 0.2, seed=seed)
+        assert sorted([*kept, *rest]) == list(range(10))
+        assert len(rest) == 2
+        assert 9 in kept
+    kept, rest = split(np.arange(6), 0.5, seed=0)  # there is nothing else
+    assert sorted([*kept, *rest]) == list(range(6))
+    assert len(rest) == 3
     with pytest.raises(ValueError, match="leaves nothing"):
         split(lonely, 0.01, seed=0)
     with pytest.raises(ValueError, match="inside"):
@@ -364,17 +374,35 @@ def test_validation_rows_keep_the_classes():
         ({"max_epochs": 0}, ValueError, "epochs"),
         ({"lr": -1.0}, ValueError, "lr"),
         ({"label_smoothing": 2.0}, ValueError, "label_smoothing"),
+        ({"batch_size": 0}, ValueError, "batch_size"),
+        ({"class_weight": {0: 0.0, 1: 0.0, 2: 0.0}}, ValueError, "not all of them 0"),
+        ({"class_weight": {0: -1.0, 1: -1.0, 2: -1.0}}, ValueError, "at least 0"),
     ],
 )
 def test_bad_settings_are_refused_in_fit(iris, options, error, words):
+    model = quick(**options)
     with pytest.raises(error, match=words):
-        quick(**options).fit(*iris)
+        model.fit(*iris)
+    with pytest.raises(NotFittedError):
+        model.predict(iris[0])
+
+
+def test_a_fit_that_fails_changes_nothing(iris):
+    X, y = iris
+    model = quick(max_epochs=2).fit(X, y)
+    before = model.predict_proba(X)
+    for options in ({"lam": 1.5}, {"lr": -1.0}, {"objective": "adp", "members": 3}):
+        with pytest.raises(ValueError, match=r"at most|lr is"):
+            model.set_params(**options).fit(X, y)
+        model.set_params(lam=0.5, lr=0.03)
+        np.testing.assert_array_equal(model.predict_proba(X), before)
 
 
 def test_what_partial_fit_cannot_do_is_said(iris):
     X, y = iris
     for options, words in (
         ({"lam": "guarded"}, "call fit"),
+        ({"lam": GuardedLambda()}, "call fit"),
         ({"lam": "schedule"}, "call fit"),
         ({"early_stopping": True}, "early_stopping"),
         ({"class_weight": "balanced"}, "weights by label"),

@@ -1,6 +1,7 @@
 """The ensemble as a scikit-learn classifier: rows of numbers, or whatever a backbone takes, and labels of any kind."""
 
 import copy
+from collections.abc import Iterator
 from typing import Any, final
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from common_core.devices import best_device
 from dncc.aggregation import aggregate_log_proba, checked_aggregate, log_softmax
-from dncc.classifier_parts import build_lambda, build_model, build_objective, seeded, split
+from dncc.classifier_parts import build_lambda, build_model, build_objective, fits_or_stays, seeded, split
 from dncc.evaluating import predict_logits
 from dncc.report import EnsembleReport
 from dncc.training import fit as train
@@ -50,7 +51,8 @@ class DNCCClassifier(ClassifierMixin, BaseEstimator):
         weight_decay: Decoupled weight decay.
         early_stopping: Stop after `n_iter_no_change` epochs without a smaller validation loss of the ensemble, and go
             back to the best.
-        validation_fraction: Share of the data that is held out for early stopping or for lam="guarded", and only then.
+        validation_fraction: Share of the data that is held out for early stopping or for a lambda that watches it, and
+            only then.
         n_iter_no_change: Epochs of patience.
         class_weight: None, "balanced", or weights by label.
         label_smoothing: s: the label becomes (1 - s) y + s / classes.
@@ -139,6 +141,7 @@ class DNCCClassifier(ClassifierMixin, BaseEstimator):
         self.verbose = verbose
         self.module = module
 
+    @fits_or_stays
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> "DNCCClassifier":
         """Train, from the start unless `warm_start` is set.
 
@@ -167,12 +170,12 @@ class DNCCClassifier(ClassifierMixin, BaseEstimator):
         if not again:
             self._start(X, classes)
         weight = weight * compute_sample_weight(self.class_weight, y)
-        validated = self.early_stopping or self.lam == "guarded"
+        validated = self.early_stopping or self.lam == "guarded" or getattr(self.lam, "watches", False)
         rows, held = np.arange(len(target)), None
         if validated:
             rows, rest = split(target, float(self.validation_fraction), self._draw())
             held = (torch.tensor(X[rest]), torch.tensor(target[rest]))
-        steps = -(-len(rows) // int(self.batch_size)) * int(self.max_epochs)
+        steps = -(-len(rows) // max(1, int(self.batch_size))) * int(self.max_epochs)
         self._set_objective(build_lambda(self.lam, steps, validated))
         self._optimiser = None
         data = (torch.tensor(X[rows]), torch.tensor(target[rows]))
@@ -180,6 +183,7 @@ class DNCCClassifier(ClassifierMixin, BaseEstimator):
         self._train(data, weight[rows], int(self.max_epochs), held, patience, "cosine")
         return self
 
+    @fits_or_stays
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> "DNCCClassifier":
         """One pass over the data given, going on from where the last call ended, at a constant learning rate.
 
@@ -243,7 +247,8 @@ class DNCCClassifier(ClassifierMixin, BaseEstimator):
         Returns:
             Array (samples, classes), of type `dtype`, in the order of `classes_`.
         """
-        return aggregate_log_proba(log_softmax(self._logits(X)), self._averaged()).numpy()
+        how = self._averaged()  # batch by batch: the members' logits of all samples are never together
+        return np.concatenate([aggregate_log_proba(log_softmax(part), how).numpy() for part in self._parts(X)])
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Probabilities of the ensemble.
@@ -349,6 +354,7 @@ class DNCCClassifier(ClassifierMixin, BaseEstimator):
         self.objective_ = build_objective(self.objective, lam, self.aggregate, self.mode, smoothing)
 
     def _averaged(self) -> Any:
+        check_is_fitted(self)
         return getattr(self.objective_, "aggregate", self.aggregate)
 
     def _draw(self) -> int:
@@ -368,6 +374,8 @@ class DNCCClassifier(ClassifierMixin, BaseEstimator):
         patience: int | None,
         schedule: Any,
     ) -> None:
+        if not (weight >= 0).all() or not weight.any():
+            raise ValueError(f"class_weight is {self.class_weight!r}; weights are at least 0, and not all of them 0")
         if isinstance(self.objective_, torch.nn.Module):
             self.objective_.to(next(self.module_.parameters()).device)
         model: Any = self.module_
@@ -392,9 +400,14 @@ class DNCCClassifier(ClassifierMixin, BaseEstimator):
         return self._optimiser
 
     def _logits(self, X: Any) -> Tensor:
+        return torch.cat(list(self._parts(X)), 1)
+
+    def _parts(self, X: Any) -> Iterator[Tensor]:
+        """Logits batch by batch."""
         check_is_fitted(self)
-        inputs = torch.tensor(self._inputs(X, reset=False))
-        return predict_logits(self.module_, inputs, batch_size=max(256, int(self.batch_size))).cpu()
+        inputs, size = self._inputs(X, reset=False), max(256, int(self.batch_size))
+        for start in range(0, len(inputs), size):
+            yield predict_logits(self.module_, torch.tensor(inputs[start : start + size]), batch_size=size).cpu()
 
 
 def _weighted(X: np.ndarray, y: np.ndarray, sample_weight: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,17 @@ from dncc.losses import ADPLoss, DNCCLoss, EndToEndLoss, IndependentLoss, KLToMe
 from dncc.multihead import MultiHead
 from dncc.separate import separate_networks
 
-__all__ = ["MODES", "OBJECTIVES", "SCHEDULE_END", "build_lambda", "build_model", "build_objective", "seeded", "split"]
+__all__ = [
+    "MODES",
+    "OBJECTIVES",
+    "SCHEDULE_END",
+    "build_lambda",
+    "build_model",
+    "build_objective",
+    "fits_or_stays",
+    "seeded",
+    "split",
+]
 
 MODES = ("full", "partition", "separate")
 OBJECTIVES: dict[str, Callable[..., EnsembleLoss]] = {
@@ -52,6 +63,29 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
+def fits_or_stays(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of which an error leaves the attributes as they were: no untrained network stays to predict.
+
+    Args:
+        method: `fit` and the like.
+
+    Returns:
+        The method.
+    """
+
+    @wraps(method)
+    def whole(self: Any, *arguments: Any, **options: Any) -> Any:
+        before = dict(vars(self))
+        try:
+            return method(self, *arguments, **options)
+        except Exception:
+            vars(self).clear()
+            vars(self).update(before)
+            raise
+
+    return whole
+
+
 def build_lambda(lam: Any, steps: int, validated: bool) -> Any:
     """A number or a controller of its own for this training.
 
@@ -66,10 +100,10 @@ def build_lambda(lam: Any, steps: int, validated: bool) -> Any:
     Raises:
         ValueError: If the word is unknown, or what it needs is missing.
     """
+    if not validated and (lam == "guarded" or (isinstance(lam, LambdaController) and lam.watches)):
+        raise ValueError(f"lam={lam!r} watches validation data, which partial_fit does not have: call fit, or give a "
+                         "number or another controller")  # fmt: skip
     if lam == "guarded":
-        if not validated:
-            raise ValueError("lam='guarded' watches validation data, which partial_fit does not have: call fit, or "
-                             "give a number or a controller")  # fmt: skip
         return GuardedLambda()
     if lam == "schedule":
         if not steps:
@@ -171,6 +205,8 @@ def build_model(
 def split(target: Integer[np.ndarray, " n"], fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows to train on and rows to validate on, with every class in both where that is possible.
 
+    A class of one sample is trained on.
+
     Args:
         target: Class indices.
         fraction: Share of rows to validate on.
@@ -190,12 +226,15 @@ def split(target: Integer[np.ndarray, " n"], fraction: float, seed: int) -> tupl
     if not 0 < held < len(target):
         raise ValueError(f"validation_fraction={fraction} of {len(target)} samples leaves nothing to train or to "
                          "validate on; give more data, or a number as lam and early_stopping=False")  # fmt: skip
-    counts = np.bincount(target)
+    single = np.flatnonzero(np.bincount(target)[target] == 1)
+    if held >= len(target) - len(single):  # so many that they cannot all be kept
+        single = single[:0]
+    rows = np.setdiff1d(np.arange(len(target)), single)
+    counts = np.bincount(target[rows])
     counts = counts[counts > 0]
-    possible = counts.min() > 1 and len(counts) <= min(held, len(target) - held)
-    rows = np.arange(len(target))
-    kept, rest = train_test_split(rows, test_size=held, random_state=seed, stratify=target if possible else None)
-    return kept, rest
+    possible = counts.min() > 1 and len(counts) <= min(held, len(rows) - held)
+    kept, rest = train_test_split(rows, test_size=held, random_state=seed, stratify=target[rows] if possible else None)
+    return np.concatenate([kept, single]), rest
 
 
 def _trunk(module: Any, hidden_sizes: Sequence[int], example: Tensor) -> nn.Module:
