@@ -31,7 +31,7 @@ class TaskTable:
         for method in methods_of(task):
             name = method.name
             self.rate[name] = best_rate(task, method, epochs, results)
-            jobs = [Job(task.name, name, self.rate[name], seed, epochs) for seed in tuning_seeds(method)]
+            jobs = [Job(task.name, name, self.rate[name], seed, epochs) for seed in tuning_seeds(task, method)]
             self.tuned[name] = [results[job]["val_nll"] for job in jobs]
             self.found[name] = [results[Job(task.name, name, self.rate[name], seed, epochs)] for seed in seeds]
 
