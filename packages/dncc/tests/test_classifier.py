@@ -148,6 +148,15 @@ def test_weights_of_classes_are_weights_of_samples(iris):
     assert balanced.predict_proba(X)[:, 1].mean() > plain.predict_proba(X)[:, 1].mean()
 
 
+def test_a_class_of_weight_0_is_left_out(iris):
+    X, y = iris
+    without = quick(class_weight={0: 0.0}, batch_size=2, max_epochs=1).fit(X, y)  # batches of it alone would be NaN
+    np.testing.assert_array_equal(without.classes_, [0, 1, 2])
+    assert without.predict_proba(X)[:, 0].max() < 0.5
+    without.partial_fit(X[40:60], y[40:60])
+    assert np.isfinite(without.predict_proba(X)).all()
+
+
 def test_early_stopping_goes_back_to_the_best_epoch():
     X, y = make_classification(120, 20, n_informative=3, flip_y=0.4, random_state=0)
     model = quick(early_stopping=True, max_epochs=60, n_iter_no_change=4, validation_fraction=0.3).fit(X, y)
@@ -375,7 +384,7 @@ def test_validation_rows_keep_the_classes():
         ({"lr": -1.0}, ValueError, "lr"),
         ({"label_smoothing": 2.0}, ValueError, "label_smoothing"),
         ({"batch_size": 0}, ValueError, "batch_size"),
-        ({"class_weight": {0: 0.0, 1: 0.0, 2: 0.0}}, ValueError, "not all of them 0"),
+        ({"class_weight": {0: 0.0, 1: 0.0, 2: 0.0}}, ValueError, "no sample counts"),
         ({"class_weight": {0: -1.0, 1: -1.0, 2: -1.0}}, ValueError, "at least 0"),
     ],
 )

@@ -169,12 +169,13 @@ class DNCCClassifier(ClassifierMixin, BaseEstimator):
                              "at least two classes")  # fmt: skip
         if not again:
             self._start(X, classes)
-        weight = weight * compute_sample_weight(self.class_weight, y)
+        weight = weight * _class_weights(self.class_weight, y)
         validated = self.early_stopping or self.lam == "guarded" or getattr(self.lam, "watches", False)
         rows, held = np.arange(len(target)), None
         if validated:
             rows, rest = split(target, float(self.validation_fraction), self._draw())
             held = (torch.tensor(X[rest]), torch.tensor(target[rest]))
+        rows = rows[weight[rows] > 0]  # a batch of weight 0 would have no mean
         steps = -(-len(rows) // max(1, int(self.batch_size))) * int(self.max_epochs)
         self._set_objective(build_lambda(self.lam, steps, validated))
         self._optimiser = None
@@ -207,6 +208,9 @@ class DNCCClassifier(ClassifierMixin, BaseEstimator):
             raise ValueError("classes must be passed on the first call to partial_fit: all labels there will be")
         if self.early_stopping:
             raise ValueError("partial_fit does not support early_stopping=True: it has no validation data")
+        if isinstance(self.class_weight, str):
+            raise ValueError(f"class_weight={self.class_weight!r} needs all of the data, which partial_fit does not "
+                             "see: give weights by label, such as compute_class_weight gives them")  # fmt: skip
         known = self.classes_ if first is False else np.unique(column_or_1d(classes))
         if classes is not None and not np.array_equal(np.unique(column_or_1d(classes)), known):
             raise ValueError(f"classes is {classes!r} and was {known} in the first call; give the same or None")
@@ -222,9 +226,10 @@ class DNCCClassifier(ClassifierMixin, BaseEstimator):
             self._start(X, known)
         if lam is not None:
             self._set_objective(lam)
-        weight = weight * _class_weights(self.class_weight, known, y)
-        data = (torch.tensor(X), torch.tensor(np.searchsorted(known, y)))
-        self._train(data, weight, 1, None, None, "constant")
+        weight = weight * _class_weights(self.class_weight, y)
+        kept = weight > 0
+        data = (torch.tensor(X[kept]), torch.tensor(np.searchsorted(known, y[kept])))
+        self._train(data, weight[kept], 1, None, None, "constant")
         return self
 
     def members_proba(self, X: Any) -> np.ndarray:
@@ -374,8 +379,8 @@ class DNCCClassifier(ClassifierMixin, BaseEstimator):
         patience: int | None,
         schedule: Any,
     ) -> None:
-        if not (weight >= 0).all() or not weight.any():
-            raise ValueError(f"class_weight is {self.class_weight!r}; weights are at least 0, and not all of them 0")
+        if not len(weight):
+            raise ValueError(f"class_weight is {self.class_weight!r}: no sample counts; give positive weights")
         if isinstance(self.objective_, torch.nn.Module):
             self.objective_.to(next(self.module_.parameters()).device)
         model: Any = self.module_
@@ -423,9 +428,9 @@ def _weighted(X: np.ndarray, y: np.ndarray, sample_weight: Any) -> tuple[np.ndar
     return X[kept], y[kept], weight[kept]
 
 
-def _class_weights(class_weight: Any, classes: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """What each sample of a part of the data counts for its class."""
-    if class_weight == "balanced":
-        raise ValueError("class_weight='balanced' needs all of the data, which partial_fit does not see: give weights "
-                         "by label, such as compute_class_weight gives them")  # fmt: skip
-    return compute_sample_weight(class_weight, y)
+def _class_weights(class_weight: Any, y: np.ndarray) -> np.ndarray:
+    """What each sample counts for its class."""
+    weights = compute_sample_weight(class_weight, y)
+    if not (weights >= 0).all():
+        raise ValueError(f"class_weight is {class_weight!r}; a weight is at least 0")
+    return weights
