@@ -223,6 +223,20 @@ def test_soft_labels_are_decomposed_as_their_hard_limit() -> None:
     torch.testing.assert_close(ignoring, decomposed(logits[:, y != 3], y[y != 3]))
 
 
+def test_evaluation_does_not_depend_on_batches() -> None:
+    x, y = blobs(50)
+    y[:7] = -100
+    model = nn.Linear(4, 3)
+    for target in (y, nn.functional.one_hot(y.clamp(min=0), 3).float()):
+        want = decomposed(model(x)[None].double(), target)
+        for size in (1, 7, 64):  # one batch of seven has no label
+            measured = evaluate(model, (x, target), batch_size=size)
+            assert (measured.ce, measured.ensemble_ce) == pytest.approx(want[:2].tolist(), rel=1e-6)
+            assert measured.ambiguity == 0
+    masked = torch.where(y == -100, 9, y)
+    assert evaluate(model, (x, masked), ignore_index=9) == evaluate(model, (x, y))
+
+
 def test_a_batch_of_one_left_over_is_dropped_and_augmentation_sees_training_only() -> None:
     sizes: list[int] = []
 

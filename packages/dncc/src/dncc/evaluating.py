@@ -1,5 +1,7 @@
 """Logits of many samples, and the decomposition on them: batch by batch, in evaluation mode."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import SupportsIndex
 
 import numpy as np
@@ -31,24 +33,31 @@ def predict_logits(
     Returns:
         Logits on the model's device.
     """
-    inputs = torch.as_tensor(x)
     where = torch.device(device) if device is not None else device_of(model)
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        parts = [member_first(model(part.to(where))) for part in inputs.split(int(batch_size))]
-    finally:
-        for module, training in modes:  # a frozen part may have been in evaluation mode within a model that trains
-            module.training = training
+    with _evaluating(model):
+        parts = [member_first(model(part.to(where))) for part in torch.as_tensor(x).split(int(batch_size))]
     return torch.cat(parts, 1)
 
 
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:  # a frozen part may have been in evaluation mode within a model that trains
+            module.training = training
+
+
+@torch.no_grad()
 def evaluate(
     model: nn.Module,
     data: tuple[Arrays, Arrays],
     aggregate: Aggregate = "arithmetic",
     *,
     batch_size: SupportsIndex = 256,
+    ignore_index: int = -100,
 ) -> Measured:
     """The terms of the decomposition on data, in evaluation mode.
 
@@ -56,7 +65,8 @@ def evaluate(
         model: As for `predict_logits`.
         data: Inputs, and class numbers or soft labels.
         aggregate: How members are averaged; take what the loss was trained with.
-        batch_size: Samples at a time.
+        batch_size: Samples at a time; logits are never kept longer.
+        ignore_index: Samples with this label are left out.
 
     Returns:
         Averages over the samples, in nats.
@@ -72,8 +82,16 @@ def evaluate(
         (1.0986, 0.0)
     """
     x, y = paired("data", data)
-    logits = predict_logits(model, x, batch_size=batch_size)
-    return Measured(*decomposed(logits, y.to(logits.device), aggregate).tolist())
+    where, size = device_of(model), int(batch_size)
+    terms, kept = [], []
+    with _evaluating(model):
+        for part, label in zip(x.split(size), y.to(where).split(size), strict=True):
+            terms.append(decomposed(member_first(model(part.to(where))), label, aggregate, ignore_index))
+            counts = torch.ones(len(label)) if label.is_floating_point() else label != ignore_index
+            kept.append(counts.sum())
+    found, count = torch.stack(terms).cpu().double(), torch.stack(kept).cpu().double()
+    found = torch.where(count[:, None] > 0, found, 0.0)  # a batch without labels has no mean
+    return Measured(*((count @ found) / count.sum()).tolist())
 
 
 @torch.no_grad()
