@@ -9,7 +9,9 @@ from torch import nn
 
 from dncc.controllers import LambdaController, LinearLambda
 from dncc.evaluating import decomposed, evaluate, predict_logits
+from dncc.guarding import GuardedLambda
 from dncc.history import EpochRecord, History
+from dncc.hypergradient import HyperGradientLambda
 from dncc.io import FormatError
 from dncc.losses import DNCCLoss, IndependentLoss
 from dncc.outputs import Measured
@@ -181,9 +183,9 @@ def test_the_losss_controller_is_stepped_and_shown_what_was_measured() -> None:
     rows = torch.linspace(0, len(x) - 1, 30).long()
     assert controller.seen[-1][0] == evaluate(model, (x[rows], y[rows]))
     assert history.column("lam") == [0.5] * 4
-    quiet = Watching()
-    trained(Stack(), loss=DNCCLoss(quiet))
-    assert (quiet.steps, quiet.seen) == (16, [])
+    linear = LinearLambda(0.0, 0.8, steps=16)
+    trained(Stack(), loss=DNCCLoss(linear))
+    assert linear.taken == 16
 
 
 def test_terms_are_those_of_the_loss() -> None:
@@ -310,3 +312,22 @@ def test_divergence_says_when_and_what_to_try() -> None:
 
     with pytest.raises(DivergenceError, match=r"nan in epoch 2, step 2 of 4, .*learning rate 3 to 10 times smaller"):
         trained(Blowing(), loss=DNCCLoss(0.5, validate=False))
+
+
+def test_controllers_that_would_stand_still_are_refused() -> None:
+    with pytest.raises(ValueError, match="GuardedLambda watches validation data"):
+        fit(Stack(), DNCCLoss(GuardedLambda()), blobs(), epochs=1)
+    model = Stack()
+    hyper = DNCCLoss(HyperGradientLambda(model.parameters()))
+    with pytest.raises(ValueError, match="before\\(\\) and after\\(\\)"):
+        fit(model, hyper, blobs(), val=blobs(), epochs=1)
+
+
+def test_samples_without_label_are_left_out_in_training_and_validation() -> None:
+    x, y = blobs()
+    y[: len(y) // 2] = 255
+    history = fit(Stack(), DNCCLoss(0.5, ignore_index=255), (x, y), val=(x, y), epochs=3, batch_size=2)
+    assert all(math.isfinite(record.train.ce) for record in history.epochs)
+    assert history.epochs[-1].validation is not None
+    with pytest.raises(ValueError, match="no training sample counts"):
+        fit(Stack(), DNCCLoss(0.5, ignore_index=255), (x, torch.full_like(y, 255)), epochs=1)

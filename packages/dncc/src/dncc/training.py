@@ -10,8 +10,8 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
-from typing import Any, SupportsFloat, SupportsIndex, final
+from dataclasses import asdict
+from typing import Any, SupportsFloat, SupportsIndex
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from dncc.evaluating import Arrays, decomposed, device_of, evaluate, member_firs
 from dncc.history import EpochRecord, History
 from dncc.io import FormatError, load_tree, save_tree
 from dncc.outputs import EnsembleOutput, Measured
+from dncc.training_options import Options, checked_controller, checked_weight, optimiser_of
 
 __all__ = ["CHECKPOINT", "DivergenceError", "Loss", "fit"]
 
@@ -35,36 +36,6 @@ Loss = Callable[..., EnsembleOutput]
 
 class DivergenceError(ValueError):
     """The loss is no longer a finite number; the message says when, and what to try."""
-
-
-@final
-@dataclass(frozen=True)
-class _Options:
-    """Settings that a resumed run must share with the first one, checked."""
-
-    epochs: int
-    batch_size: int
-    lr: float
-    weight_decay: float
-    schedule: str
-    patience: int | None
-    amp: bool
-
-    def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("batch_size", 1), ("patience", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name} is {value}; give {least} or more")
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise ValueError(f"lr is {self.lr}; give a positive learning rate such as 1e-3")
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise ValueError(f"weight_decay is {self.weight_decay}; give 0 or more")
-        if self.schedule not in ("cosine", "constant"):
-            raise ValueError(f"schedule is {self.schedule!r}; give 'cosine' or 'constant'")
-
-    def rate(self, step: int, steps: int) -> float:
-        """Learning rate of a step (from 0) of all steps: constant, or half a cosine down to 0."""
-        return self.lr if self.schedule == "constant" else self.lr * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 def fit(
@@ -141,7 +112,7 @@ def fit(
         >>> history.epochs[-1].train.ce < history.epochs[0].train.ce
         True
     """
-    options = _Options(
+    options = Options(
         epochs=int(epochs), batch_size=int(batch_size), lr=float(lr), weight_decay=float(weight_decay),
         schedule=schedule, patience=None if patience is None else int(patience), amp=amp,
     )  # fmt: skip
@@ -153,10 +124,10 @@ def fit(
         loss.to(where)
     run = _Run(model, loss, paired("train", train), None if val is None else paired("val", val), options, where)
     run.generator = generator if generator is not None else torch.Generator().manual_seed(0)
-    run.weight = _checked_weight(sample_weight, len(run.x))
+    run.weight = checked_weight(sample_weight, len(run.x))
     own = getattr(loss, "lam", None)
-    run.controller = controller or (own if isinstance(own, LambdaController) else None)
-    run.augment, run.optimiser = augment, _optimiser(optimiser, model, options)
+    run.controller = checked_controller(controller or own, val is not None)
+    run.augment, run.optimiser = augment, optimiser_of(optimiser, model, options)
     if resume is not None:
         run.restore(load_tree(resume, CHECKPOINT), resume)
     with _bar(progress, options.epochs, run.history) as show:
@@ -188,12 +159,13 @@ class _Run:
         loss: Loss,
         train: tuple[Tensor, Tensor],
         val: tuple[Tensor, Tensor] | None,
-        options: _Options,
+        options: Options,
         device: torch.device,
     ) -> None:
         self.model, self.loss, self.val, self.options, self.device = model, loss, val, options, device
         self.x, self.y = train
         self.aggregate: Aggregate = getattr(loss, "aggregate", "arithmetic")
+        self.ignored: int = getattr(loss, "ignore_index", -100)
         self.history = History()
         self.best: dict[str, Any] | None = None
         self.best_ce = math.inf
@@ -212,6 +184,9 @@ class _Run:
         batches = list(order.split(self.options.batch_size))
         if len(batches) > 1 and len(batches[-1]) == 1:  # batch normalisation cannot take one sample
             batches.pop()
+        numbered = [(k, rows) for k, rows in enumerate(batches) if self.counts(rows)]
+        if not numbered:
+            raise ValueError("no training sample counts: all have weight 0 or the label that means to leave it out")
         found, rate = [], self.options.lr
         self.model.train()
         seed = int(torch.randint(2**62, (), generator=self.generator))
@@ -219,19 +194,24 @@ class _Run:
             torch.default_generator.manual_seed(seed)  # dropout draws from the global stream: within the fork only
             if self.device.type == "cuda":
                 torch.cuda.manual_seed(seed)
-            for k, rows in enumerate(batches):
+            for k, rows in numbered:
                 rate = self.options.rate((number - 1) * len(batches) + k, self.options.epochs * len(batches))
                 terms = self.step(rows, rate)
-                if self.device.type == "cpu" or k + 1 == len(batches):  # elsewhere, looking means waiting
+                if self.device.type == "cpu" or k == numbered[-1][0]:  # elsewhere, looking means waiting
                     self.check(terms[0], number, k + 1, len(batches), rate)
                 found.append(terms * len(rows))  # stays on the device until the epoch's end
                 if self.controller is not None:
                     self.controller.step()
-        mean, *means = (torch.stack(found).cpu().double().sum(0) / sum(map(len, batches))).tolist()
+        mean, *means = (torch.stack(found).cpu().double().sum(0) / sum(len(rows) for _, rows in numbered)).tolist()
         train, validation = Measured(*means), self.validate()
         if self.controller is not None and self.controller.watches and validation is not None:
             self.controller.observe(self.settled(), validation)
         return EpochRecord(number, mean, train, validation, _lambda(self.loss), rate, time.perf_counter() - start)
+
+    def counts(self, rows: Tensor) -> bool:
+        """Whether a batch has a sample that counts: the mean over none is NaN."""
+        weighed = self.weight is None or bool((self.weight[rows] > 0).any())
+        return weighed and (self.y.is_floating_point() or bool((self.y[rows] != self.ignored).any()))
 
     def step(self, rows: Tensor, rate: float) -> Tensor:
         """One optimiser step; loss, ce, ensemble_ce, ambiguity of the batch, detached."""
@@ -248,7 +228,7 @@ class _Run:
         self.scaler.scale(value).backward()
         self.scaler.step(self.optimiser)
         self.scaler.update()
-        terms = decomposed(logits.detach(), y, self.aggregate, getattr(self.loss, "ignore_index", -100))
+        terms = decomposed(logits.detach(), y, self.aggregate, self.ignored)
         return torch.cat([value.detach().to(terms.dtype).reshape(1), terms])
 
     def validate(self) -> Measured | None:
@@ -256,7 +236,8 @@ class _Run:
         if self.val is None:
             return None
         with self.autocast():
-            return evaluate(self.model, self.val, self.aggregate, batch_size=max(256, self.options.batch_size))
+            size = max(256, self.options.batch_size)
+            return evaluate(self.model, self.val, self.aggregate, batch_size=size, ignore_index=self.ignored)
 
     def settled(self) -> Measured:
         """The decomposition on training data as on validation data: in evaluation mode, after the epoch.
@@ -268,7 +249,8 @@ class _Run:
         rows = torch.linspace(0, len(self.x) - 1, count).long()
         with self.autocast():
             part = (self.x[rows], self.y[rows])
-            return evaluate(self.model, part, self.aggregate, batch_size=max(256, self.options.batch_size))
+            size = max(256, self.options.batch_size)
+            return evaluate(self.model, part, self.aggregate, batch_size=size, ignore_index=self.ignored)
 
     def autocast(self) -> Any:
         return torch.autocast(self.device.type, self.dtype) if self.options.amp else nullcontext()
@@ -327,35 +309,10 @@ class _Run:
         self.best = state["best"]
 
 
-def _checked_weight(weight: Any, samples: int) -> Tensor | None:
-    if weight is None:
-        return None
-    values = torch.as_tensor(weight).float()
-    if values.shape != (samples,) or not bool(torch.isfinite(values).all()) or bool((values < 0).any()):
-        raise ValueError(f"sample_weight has shape {tuple(values.shape)}; {samples} numbers of at least 0 are wanted")
-    if not values.sum() > 0:
-        raise ValueError("sample_weight is 0 everywhere; at least one sample must count")
-    return values
-
-
-def _optimiser(
-    optimiser: str | Callable[..., torch.optim.Optimizer], model: nn.Module, options: _Options
-) -> torch.optim.Optimizer:
-    rest: dict[str, Any] = {"lr": options.lr, "weight_decay": options.weight_decay}
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    match optimiser:
-        case "adam":
-            return torch.optim.AdamW(parameters, **rest)
-        case "sgd":
-            return torch.optim.SGD(parameters, momentum=0.9, nesterov=True, **rest)
-        case str():
-            raise ValueError(f"optimiser is {optimiser!r}; give 'adam', 'sgd' or a class such as torch.optim.RMSprop")
-    return optimiser(parameters, **rest)
-
-
 def _lambda(loss: Loss) -> float:
     lam = getattr(loss, "lam", math.nan)
-    return float(getattr(lam, "value", lam))
+    value = getattr(lam, "value", lam)
+    return float(value.detach() if isinstance(value, Tensor) else value)
 
 
 class _bar:  # noqa: N801 (used as a function)
