@@ -259,3 +259,4 @@ def test_wrong_settings_say_what_is_allowed() -> None:
     with pytest.raises(ValueError, match="at most 1"):
         GuardedLambda().set(1.3)
     assert issubclass(GuardedLambda, LambdaController)
+    assert repr(LinearLambda(0.25, 1.0, 3)) == "LinearLambda(lambda now 0.25)"

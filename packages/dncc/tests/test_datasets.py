@@ -244,3 +244,9 @@ def test_the_pretrained_network_is_the_published_one(pictures: EmojiPictures) ->
         pooled = model.forward_head(model.forward_features(x), pre_logits=True)
     assert sum(label in guesses for label, guesses in zip(known.values(), best, strict=True)) >= 4
     torch.testing.assert_close(torch.from_numpy(lite0_features(chosen)), pooled, rtol=1e-4, atol=1e-4)
+
+
+def test_channels_that_come_last_are_refused() -> None:
+    pictures = {"x": np.zeros((6, 16, 16, 3), np.uint8), "y": np.array([0, 1, 0, 1, 0, 1])}
+    with pytest.raises(ValueError, match="channels come last"):
+        datasets.DataSet.from_arrays(pictures, "drawn", "none")

@@ -154,3 +154,13 @@ def test_the_inference_module_is_the_aggregate_of_the_members() -> None:
     model = used("separate").eval()
     expected = aggregate_log_proba(model(X).log_softmax(-1)).exp()
     torch.testing.assert_close(EnsembleInference(model)(X), expected)
+
+
+def test_a_temperature_is_deployed_with_the_ensemble(tmp_path: Path) -> None:
+    model = used("partition").eval()
+    sharp = EnsembleInference(model, temperature=0.5)
+    torch.testing.assert_close(sharp(X), torch.softmax(2 * model.predict_log_proba(X), -1))
+    written = export_onnx(sharp, X, tmp_path / "sharp.onnx")
+    assert written.largest_difference <= 1e-5
+    with pytest.raises(ValueError, match="positive number"):
+        EnsembleInference(model, temperature=0.0)

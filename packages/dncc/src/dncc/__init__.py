@@ -12,6 +12,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dncc import datasets as datasets
+    from dncc import diversity as diversity
+    from dncc import io as io
+    from dncc import metrics as metrics
+    from dncc import plots as plots
+    from dncc import theory as theory
     from dncc.aggregation import aggregate_log_proba as aggregate_log_proba
     from dncc.aggregation import pack_members as pack_members
     from dncc.aggregation import unpack_members as unpack_members
@@ -108,7 +114,12 @@ _LATER = {
 }
 
 
+_MODULES = ("datasets", "diversity", "io", "metrics", "plots", "theory")
+
+
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"dncc.{name}")
     if name not in _LATER:
         raise AttributeError(f"module 'dncc' has no attribute {name!r}")
     found = getattr(import_module(f"dncc.{_LATER[name]}"), name)
@@ -117,4 +128,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LATER})
+    return sorted({*globals(), *_LATER, *_MODULES})

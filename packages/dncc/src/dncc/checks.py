@@ -161,5 +161,6 @@ def checked_fraction(value: Any, name: str) -> float:
 
 def _real(value: Any, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} is a {type(value).__name__}; give a number")
+        other = ", a tensor without axes or a LambdaController" if name == "lam" else ""
+        raise TypeError(f"{name} is a {type(value).__name__}; give a number{other}")
     return float(value)

@@ -42,6 +42,9 @@ class LambdaController(ABC):
         """
         self.tensor.fill_(checked_lambda(value))
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(lambda now {self.value:.4g})"
+
     @abstractmethod
     def step(self) -> float:
         """To be called after every optimiser step.

@@ -264,6 +264,9 @@ def _inputs(name: str, x: Shaped[np.ndarray, "..."], shape: tuple[int, ...]) -> 
         raise ValueError(f"{name} has shape {x.shape} and type {x.dtype}; numbers of shape (samples, ...) are wanted")
     if x.shape[1:] != shape:
         raise ValueError(f"{name} has samples of shape {x.shape[1:]}, those of x have {shape}")
+    if x.ndim == 4 and x.shape[-1] in (1, 3, 4) and x.shape[1] not in (1, 3, 4):
+        raise ValueError(f"{name} has shape {x.shape}: channels come last; give (samples, channels, height, width), as "
+                         "x.transpose(0, 3, 1, 2) does")  # fmt: skip
     wide = x.astype(np.float32) / np.float32(255) if x.dtype == np.uint8 else x.astype(np.float32)
     bad = np.flatnonzero(~np.isfinite(wide).all(tuple(range(1, wide.ndim))))
     if len(bad):

@@ -2,6 +2,7 @@
 
 import importlib
 import io
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -35,9 +36,11 @@ class EnsembleInference(nn.Module):
         aggregate: How members are averaged; take what the loss was trained with.
         outputs: "probabilities" (batch, classes), "log_probabilities" of the same shape, "members" (probabilities of
             shape (members, batch, classes)), or "all" for the pair (probabilities, members).
+        temperature: Divides the ensemble's log-probabilities before they are normalised again, as `fit_temperature`
+            finds it on validation data; the members stay as they are.
 
     Raises:
-        ValueError: If an option is none of these.
+        ValueError: If an option is none of these, or the temperature is not positive.
 
     Example:
         >>> from dncc.multihead import MultiHead
@@ -47,7 +50,11 @@ class EnsembleInference(nn.Module):
     """
 
     def __init__(
-        self, model: EnsembleModule, aggregate: Aggregate = "arithmetic", outputs: InferenceOutputs = "probabilities"
+        self,
+        model: EnsembleModule,
+        aggregate: Aggregate = "arithmetic",
+        outputs: InferenceOutputs = "probabilities",
+        temperature: SupportsFloat = 1.0,
     ) -> None:
         super().__init__()
         if outputs not in get_args(InferenceOutputs):
@@ -56,6 +63,9 @@ class EnsembleInference(nn.Module):
         self.model = model
         self.aggregate = checked_aggregate(aggregate)
         self.outputs = outputs
+        self.temperature = float(temperature)
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise ValueError(f"temperature is {temperature}; it must be a positive number")
         self.training = model.training
 
     @property
@@ -76,6 +86,8 @@ class EnsembleInference(nn.Module):
         if self.outputs == "members":
             return log_p.exp()
         log_q = aggregate_log_proba(log_p, self.aggregate)
+        if self.temperature != 1:
+            log_q = torch.log_softmax(log_q / self.temperature, -1)
         if self.outputs == "log_probabilities":
             return log_q
         return (log_q.exp(), log_p.exp()) if self.outputs == "all" else log_q.exp()

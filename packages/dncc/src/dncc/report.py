@@ -42,7 +42,7 @@ class Tempered:
 
 
 @final
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class EnsembleReport:
     """What is known of an ensemble on test data; made by `from_logits` or `from_model`.
 
@@ -90,6 +90,10 @@ class EnsembleReport:
     tempered: Tempered | None
     target: Integer[Tensor, " samples"]
     sample_nll: Float[Tensor, " samples"]
+
+    def __repr__(self) -> str:
+        return (f"EnsembleReport({len(self.members)} members, {self.samples} samples, {self.aggregate}: NLL "
+                f"{self.nll:.4f}, accuracy {self.accuracy:.4f}; print(report.text()) shows all)")  # fmt: skip
 
     @classmethod
     def from_logits(
