@@ -9,7 +9,9 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from dncc.aggregation import Aggregate, aggregate_log_proba, log_softmax
+from dncc.aggregation import Aggregate, log_softmax
+from dncc.labels import prepared
+from dncc.objectives import decompose
 from dncc.outputs import Measured
 
 __all__ = ["Arrays", "decomposed", "device_of", "evaluate", "member_first", "paired", "predict_logits"]
@@ -113,15 +115,9 @@ def decomposed(
         Three numbers, in nats.
     """
     log_p = log_softmax(logits)
-    log_q = aggregate_log_proba(log_p, aggregate)
-    if y.is_floating_point():
-        ce, ensemble = (-torch.where(y > 0, v * y, 0.0).sum(-1).mean() for v in (log_p, log_q))
-    else:
-        keep = y != ignore_index
-        label = y[keep].long()
-        ce = -log_p[:, keep].gather(-1, label.expand(len(log_p), -1)[..., None]).mean()
-        ensemble = -log_q[keep].gather(-1, label[:, None]).mean()
-    return torch.stack([ce, ensemble, ce - ensemble])
+    labels = prepared(y, log_p.shape[-1], log_p.dtype, ignore_index=ignore_index)
+    terms = decompose(log_p, labels, aggregate)
+    return torch.stack([labels.mean(term) for term in (terms.ce, terms.ensemble_ce, terms.ambiguity)])
 
 
 def member_first(logits: Shaped[Tensor, "..."]) -> Float[Tensor, "members batch classes"]:
