@@ -21,15 +21,18 @@ class Learner(ABC):
         observation_shape: Shape of one observation.
         n_actions: Number of actions.
         gamma: Discount of one environment step.
-        device: Where it computes.
         updates: Gradient steps so far.
     """
 
     observation_shape: tuple[int, ...]
     n_actions: int
     gamma: float
-    device: torch.device
     updates: int
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where it computes."""
 
     @abstractmethod
     def update(self, batch: Batch) -> dict[str, Tensor]:
