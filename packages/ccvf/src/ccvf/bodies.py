@@ -194,7 +194,7 @@ def body_kind(observation_shape: Sequence[int], n_states: int | None = None) -> 
 
 
 def make_body(
-    kind: BodyKind,
+    kind: BodyKind | str,
     observation_shape: Sequence[int],
     *,
     generator: torch.Generator,

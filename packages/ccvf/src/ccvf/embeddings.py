@@ -69,7 +69,7 @@ class Ramps(nn.Module):
 
 @final
 class LearnedRamps(nn.Module):
-    r"""Learnt increasing features of u that are 0 at u = 0: a perceptron of positive weights.
+    r"""Learnt increasing features of u that are 0 (to rounding) at u = 0: a perceptron of positive weights.
 
     $m_k(u) = \sum_j s(V_{kj})\,(s(s(c_j) u + d_j) - s(d_j))$ with the softplus s: increasing and convex, and going on
     like a straight line, so that a confidence below all those trained on costs more, never less.

@@ -15,6 +15,7 @@ from ccvf.heads import CosineHead, EnsembleHead, Head, MonotoneHead, PlainHead
 __all__ = [
     "ConfidenceNetwork",
     "EnsembleNetwork",
+    "HeadKind",
     "NetworkOptions",
     "make_ensemble_network",
     "make_network",
@@ -22,6 +23,8 @@ __all__ = [
     "soft_update",
     "target_copy",
 ]
+
+HeadKind = Literal["monotone", "cosine", "plain"]
 
 _M = TypeVar("_M", bound=nn.Module)
 
@@ -46,11 +49,11 @@ class NetworkOptions:
         dueling: Whether a state value and advantages make the values.
     """
 
-    body: BodyKind = "auto"
+    body: BodyKind | str = "auto"
     hidden: Sequence[int] = (256, 256)
     width: int | None = None
     n_states: int | None = None
-    head: Literal["monotone", "cosine", "plain"] = "monotone"
+    head: HeadKind | str = "monotone"
     smallest: SupportsFloat = 1e-4
     knots: int = 16
     embedding: Literal["ramps", "learned"] = "ramps"
