@@ -306,7 +306,9 @@ def restrict(belief: DeltaBelief, allowed: Bool[np.ndarray, "envs confidences"])
         The conditional belief, to act on; updates go on from the other.
     """
     kept = allowed | ~allowed.any(-1, keepdims=True)
-    return replace(belief, log_weights=_normalised(np.where(kept, belief.log_weights, -np.inf)))
+    scale_sum, scale_count = (np.broadcast_to(x, len(kept)) for x in (belief.scale_sum, belief.scale_count))
+    log_weights = _normalised(np.where(kept, belief.log_weights, -np.inf))
+    return replace(belief, log_weights=log_weights, scale_sum=scale_sum, scale_count=scale_count)
 
 
 def _no_reward_for_silence(misfit: np.ndarray, silent: np.ndarray, log_weights: np.ndarray) -> np.ndarray:
