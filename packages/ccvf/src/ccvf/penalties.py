@@ -16,8 +16,8 @@ __all__ = ["Bonus"]
 class Bonus(ABC):
     r"""An estimate of $b(s, a) \approx 1/\sqrt{n(s, a) \vee 1}$ for every action, learnt from the log before training.
 
-    Values lie in (0, 1] where the estimate is a count, and are scaled to a comparable range (median over the logged
-    pairs given in `scale`) where it is not. The lower bound takes $\alpha \sqrt{\log(1/\delta)}\, b(s, a)$ off.
+    Values lie in (0, 1] for logged pairs where the estimate is a count. One without a count of its own is scaled so
+    that its median over the logged pairs is that of counts by hashing. The lower bound takes $\alpha \sqrt{\log(1/\delta)}\, b(s, a)$ off.
     """
 
     @abstractmethod
@@ -40,7 +40,7 @@ class Bonus(ABC):
             observations: As in the log.
 
         Returns:
-            b(s, a), float32, at least 0.
+            b(s, a), float32, at least 0, on the device of the estimate.
         """
 
     @abstractmethod
