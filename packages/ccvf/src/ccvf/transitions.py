@@ -191,7 +191,7 @@ class Transitions:
             by: "transitions" draws them uniformly; "episodes" draws whole episodes uniformly until the share is
                 reached; "shards" keeps the first part of each of equal runs of the log, as the protocol of the
                 DQN-replay data does.
-            shards: How many runs.
+            shards: How many runs; fewer if there are fewer transitions to keep.
 
         Returns:
             The part, rows in their order in the log.
@@ -209,7 +209,7 @@ class Transitions:
             raise ValueError(f"by={by!r}: give 'transitions', 'episodes' or 'shards'")
         wanted = max(1, round(share * size))
         if by == "shards":
-            edges = np.linspace(0, size, max(1, min(int(shards), size)) + 1).astype(np.int64)
+            edges = np.linspace(0, size, max(1, min(int(shards), wanted)) + 1).astype(np.int64)
             ends = edges[:-1] + np.maximum(1, np.round(share * np.diff(edges))).astype(np.int64)
             rows = np.concatenate([np.arange(a, b) for a, b in zip(edges[:-1], ends, strict=True)])
         elif rng is None:
