@@ -332,3 +332,24 @@ def test_the_curve_is_the_mean_return_of_each_stretch():
     curve = learning_curve(data, 4)
     assert curve[:, 0].tolist() == [2, 4, 6, 8]
     np.testing.assert_allclose(curve[:, 1], [1, np.nan, 14, 6.5])
+
+
+def test_a_copy_on_a_device_follows_the_log():
+    stepper: Any = counting()
+    log = GrowingLog(stepper, 6)  # grows again and again
+    shared, mirrored = Replay(log, torch.device("cpu")), Replay(log, torch.device("cpu"))
+    mirrored.resident = True  # as on a GPU: a copy that is brought up to date
+    rng = np.random.default_rng(0)
+    for part in range(4):
+        begin = log.part
+        log.begin(stepper.reset(part))
+        for step in range(15):
+            actions = rng.integers(2, size=3)
+            log.append(actions, stepper.step(actions))
+            if step % 4 == 3:
+                left, right = (r.draw(50, np.random.default_rng(step)) for r in (shared, mirrored))
+                assert all(torch.equal(getattr(left, name), getattr(right, name)) for name in vars(left))
+        log.close_part()
+        mirrored.forget(*begin)
+        left, right = (r.draw(200, np.random.default_rng(part)) for r in (shared, mirrored))
+        assert all(torch.equal(getattr(left, name), getattr(right, name)) for name in vars(left))
