@@ -100,6 +100,16 @@ def test_the_policy_is_told_everything():
     assert policy.led == 20
 
 
+@pytest.mark.parametrize("actions", [[0, 1], [0, 1, 2], [0, 0, -1], [0.0, 1.0, 0.0]])
+def test_a_policy_that_gives_no_actions_is_refused(actions):
+    class Odd(Policy):
+        def act(self, observations):
+            return np.array(actions)
+
+    with pytest.raises(ValueError, match="whole numbers from 0 to 1"):
+        collect(counting(), Odd(), 60)
+
+
 def test_the_log_grows_beyond_what_was_expected():
     stepper, rng = counting(), np.random.default_rng(0)
     log = GrowingLog(stepper, 1)

@@ -95,7 +95,7 @@ def collect(
         The log. Episodes that still go on at the end are cut, which counts as truncated.
 
     Raises:
-        ValueError: If fewer than one frame is asked for.
+        ValueError: If fewer than one frame is asked for, or the policy gives actions that are none.
 
     Example:
         >>> from ccvf.environments import make_vector
@@ -111,7 +111,7 @@ def collect(
     policy.reset()
     with bar(progress, f"collecting {stepper.name}", count) as show:
         while log.size < count:
-            actions = np.asarray(policy.act(observations), dtype=np.int64)
+            actions = _checked(policy.act(observations), stepper)
             step = stepper.step(actions)
             policy.observe(step.rewards, step.next_observations, step.terminated, step.truncated)
             log.append(actions, step)
@@ -316,6 +316,21 @@ class _Parts:
 
     def _part(self, k: int) -> Path:
         return self.folder / f"part-{k:04d}.npz"
+
+
+def _checked(actions: np.ndarray, stepper: Stepper) -> np.ndarray:
+    found = np.asarray(actions)
+    if (
+        found.shape != (stepper.n,)
+        or found.dtype.kind not in "iu"
+        or found.min() < 0
+        or found.max() >= stepper.n_actions
+    ):
+        raise ValueError(
+            f"the policy gave {found!r}; {stepper.name} wants {stepper.n} whole numbers from 0 to "
+            f"{stepper.n_actions - 1}"
+        )
+    return found.astype(np.int64)
 
 
 def _rounded(frames: SupportsInt, n: int) -> int:
