@@ -139,7 +139,7 @@ class Counts:
 
         Args:
             data: The log; frames are whole numbers, (frames,), and each observation is one of them.
-            n_states: Number of states; None: one more than the largest in the log.
+            n_states: Number of states; None: one more than the largest in the log's pool of frames.
 
         Returns:
             The counts.
@@ -154,6 +154,8 @@ class Counts:
             )
         if len(data) and (data.steps != 1).any():
             raise ValueError("transitions of several steps cannot be counted; give the log as it was before n_step")
+        if n_states is None and data.frames.size:
+            n_states = _numbers("state", data.frames).max() + 1
         return Counts.from_arrays(
             data.observations(),
             data.actions,

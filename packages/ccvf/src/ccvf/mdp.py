@@ -5,7 +5,7 @@ from functools import cached_property
 from typing import NamedTuple, SupportsFloat, SupportsInt, final
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Num
 from scipy import sparse
 from scipy.sparse.linalg import spsolve
 
@@ -81,12 +81,12 @@ class TabularMDP:
 
     @staticmethod
     def from_arrays(
-        transition: Float[np.ndarray, "states actions states"] | sparse.sparray,
-        reward: Float[np.ndarray, "states actions"],
+        transition: Num[np.ndarray, "..."] | sparse.sparray,
+        reward: Num[np.ndarray, "states actions"],
         *,
-        terminal: Bool[np.ndarray, " states"] | None = None,
-        initial: Float[np.ndarray, " states"] | None = None,
-        entry_reward: Float[np.ndarray, " states"] | None = None,
+        terminal: Bool[np.ndarray, "..."] | None = None,
+        initial: Num[np.ndarray, "..."] | None = None,
+        entry_reward: Num[np.ndarray, "..."] | None = None,
         noise: SupportsFloat = 0.0,
     ) -> "TabularMDP":
         """A process of dense or sparse arrays.
@@ -125,7 +125,7 @@ class TabularMDP:
             np.asarray(reward, dtype=np.float64),
             np.zeros(S) if entry_reward is None else np.asarray(entry_reward, dtype=np.float64),
             ends,
-            initial,
+            np.asarray(initial, dtype=np.float64),
             float(noise),
         )
 
@@ -298,7 +298,7 @@ class TabularMDP:
             if state < 0:
                 state, age, episode = _pick(first, start), 0, episode + 1
             action = _pick(doing[state], choice)
-            following = self._next(state * self.n_actions + action, move)
+            following = int(self._next(np.array([state * self.n_actions + action]), np.array([move]))[0])
             states[t], actions[t], arrived[t], episodes[t] = state, action, following, episode
             age += 1
             truncated[t] = not self.terminal[following] and (age == limit or t == count - 1)
@@ -317,9 +317,16 @@ class TabularMDP:
             n_actions=self.n_actions,
         )
 
-    def _next(self, pair: int, draw: float) -> int:
-        begin, end = self.transition.indptr[pair : pair + 2]
-        return int(self.transition.indices[begin + _pick(np.cumsum(self.transition.data[begin:end]), draw)])
+    @cached_property
+    def _cumulative(self) -> np.ndarray:
+        return np.cumsum(self.transition.data)
+
+    def _next(self, pairs: np.ndarray, draws: np.ndarray) -> np.ndarray:
+        """Next states of pairs s A + a, one for each draw from [0, 1)."""
+        first, last = self.transition.indptr[pairs], self.transition.indptr[pairs + 1] - 1
+        ahead = np.where(first > 0, self._cumulative[first - 1], 0.0)
+        found = np.searchsorted(self._cumulative, ahead + draws * (self._cumulative[last] - ahead), side="right")
+        return self.transition.indices[np.clip(found, first, last)].astype(np.int64)
 
     def draw_counts(self, visits: Int[np.ndarray, "states actions"], rng: np.random.Generator) -> Counts:
         """Counts of a log in which each pair was visited a given number of times, its outcomes independent.
@@ -339,14 +346,12 @@ class TabularMDP:
         if visits.shape != self.reward.shape or (visits < 0).any():
             raise ValueError(f"visits are counts of shape {self.reward.shape}, at least 0")
         pairs = np.repeat(np.arange(visits.size), (visits * ~self.terminal[:, None]).ravel())
-        arrived = np.array(
-            [self._next(int(pair), draw) for pair, draw in zip(pairs, rng.random(pairs.size), strict=True)]
-        )
+        arrived = self._next(pairs, rng.random(pairs.size))
         noise = self.noise * rng.choice([-1.0, 1.0], size=pairs.size) if self.noise else 0.0
         states, actions = pairs // self.n_actions, pairs % self.n_actions
-        rewards = self.reward[states, actions] + self.entry_reward[arrived.astype(np.int64)] + noise
+        rewards = self.reward[states, actions] + self.entry_reward[arrived] + noise
         sizes = {"n_states": self.n_states, "n_actions": self.n_actions}
-        return Counts.from_arrays(states, actions, rewards, arrived, self.terminal[arrived.astype(np.int64)], **sizes)
+        return Counts.from_arrays(states, actions, rewards, arrived, self.terminal[arrived], **sizes)
 
 
 def _pick(cumulative: Float[np.ndarray, " choices"], draw: float) -> int:

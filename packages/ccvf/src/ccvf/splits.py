@@ -41,7 +41,7 @@ def left_over(
     if budget == "box":
         return whole.copy()
     if budget == "sum":
-        return whole - other
+        return np.asarray(whole - other)
     with np.errstate(divide="ignore", invalid="ignore"):  # of 1 nothing needs to be kept: 1 beside 1 is admissible
         return np.where((whole == 1) & (other <= 1), 1.0, (whole - other) / (1 - other))
 
