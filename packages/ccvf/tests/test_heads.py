@@ -124,6 +124,14 @@ def test_full_precision_under_autocast(name):
     assert torch.equal(low, head(x.float(), DELTAS))
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_values_without_conservatism_come_along(name):
+    head, x = heads()[name], features()
+    values, free = head.with_free(x, DELTAS)
+    assert torch.equal(values, head(x, DELTAS))
+    torch.testing.assert_close(free, head(x, torch.ones(1)))
+
+
 def test_dueling_centres_the_advantages():
     head = PlainHead(7, 3, generator=generator(), dueling=True)
     x = features()

@@ -106,6 +106,20 @@ class ConfidenceNetwork(nn.Module):
         """
         return self.head(features, deltas)
 
+    def decode_with_free(
+        self, features: Float[Tensor, "batch features"], deltas: Float[Tensor, "*rows confidences"]
+    ) -> tuple[Float[Tensor, "batch confidences actions"], Float[Tensor, "batch 1 actions"]]:
+        """Values from features at each confidence, and at delta = 1 (see `ccvf.heads.Head.with_free`).
+
+        Args:
+            features: From `encode`.
+            deltas: Confidences in (0, 1], (D,) or (batch, D).
+
+        Returns:
+            Values at the confidences, and without conservatism.
+        """
+        return self.head.with_free(features, deltas)
+
     def forward(
         self, observations: Shaped[Tensor, "batch ..."], deltas: Float[Tensor, "*rows confidences"]
     ) -> Float[Tensor, "batch confidences actions"]:
