@@ -130,8 +130,9 @@ def calibrate(
             show(k + 1, "")
     columns = np.array(rows).T
     if not columns[4].all():
-        raise ValueError(f"at delta={grid[columns[4] == 0][0]:g} time limits cut the return of every pair: "
-                         "give environments with longer episodes, a smaller gamma or a larger unseen_share")  # fmt: skip
+        bare = grid[columns[4] == 0][0]
+        raise ValueError(f"at delta={bare:g} time limits cut every return: give environments with longer episodes, a "
+                         "smaller gamma or a larger unseen_share")  # fmt: skip
     share, low, high, gap = columns[:4]
     return Calibration(grid, share, low, high, gap, columns[4].astype(int), columns[5].astype(int), count)
 

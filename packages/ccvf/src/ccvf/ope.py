@@ -84,7 +84,7 @@ class FittedQEvaluation(Learner):
         head = linear(trunk.features, len(self.deltas) * self.n_actions, generator)
         self.network = nn.Sequential(trunk, head).to(self.device)
         self.target = copy.deepcopy(self.network).requires_grad_(False)
-        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=float(learning_rate))
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=float(learning_rate), fused=True)
 
     @property
     def device(self) -> torch.device:

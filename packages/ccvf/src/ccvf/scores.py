@@ -97,7 +97,7 @@ def interquartile_mean(scores: Float[np.ndarray, "*batch runs tasks"]) -> Float[
     """
     flat = np.sort(scores.reshape(*scores.shape[:-2], -1), axis=-1)
     cut = flat.shape[-1] // 4
-    return flat[..., cut : flat.shape[-1] - cut].mean(-1)
+    return np.asarray(flat[..., cut : flat.shape[-1] - cut].mean(-1))
 
 
 def median_of_tasks(scores: Float[np.ndarray, "*batch runs tasks"]) -> Float[np.ndarray, "*batch"]:
@@ -106,7 +106,7 @@ def median_of_tasks(scores: Float[np.ndarray, "*batch runs tasks"]) -> Float[np.
     Args:
         scores: Scores; leading axes are kept.
     """
-    return np.median(scores.mean(-2), axis=-1)
+    return np.asarray(np.median(scores.mean(-2), axis=-1))
 
 
 def optimality_gap(scores: Float[np.ndarray, "*batch runs tasks"]) -> Float[np.ndarray, "*batch"]:
@@ -115,7 +115,7 @@ def optimality_gap(scores: Float[np.ndarray, "*batch runs tasks"]) -> Float[np.n
     Args:
         scores: Scores; leading axes are kept.
     """
-    return 1 - np.minimum(scores, 1.0).mean((-2, -1))
+    return np.asarray(1 - np.minimum(scores, 1.0).mean((-2, -1)))
 
 
 def aggregate(
@@ -157,8 +157,8 @@ def aggregate(
 
 
 def probability_of_improvement(
-    x: Float[np.ndarray, "runs_x tasks"],
-    y: Float[np.ndarray, "runs_y tasks"],
+    x: Float[np.ndarray, "runs_x tasks_x"],
+    y: Float[np.ndarray, "runs_y tasks_y"],
     rng: np.random.Generator,
     *,
     confidence: SupportsFloat = 0.95,
@@ -197,12 +197,12 @@ def probability_of_improvement(
 
 
 def _mean(scores: np.ndarray) -> np.ndarray:
-    return scores.mean((-2, -1))
+    return np.asarray(scores.mean((-2, -1)))
 
 
 def _wins(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     left, right = x[..., :, None, :], y[..., None, :, :]
-    return ((left > right) + 0.5 * (left == right)).mean((-3, -2, -1))
+    return np.asarray(((left > right) + 0.5 * (left == right)).mean((-3, -2, -1)))
 
 
 def _resampled(scores: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
