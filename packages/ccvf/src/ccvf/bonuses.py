@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ccvf.behaviour import BehaviourCounts
 from ccvf.elliptical import EllipticalBonus
 from ccvf.ensemble_variance import EnsembleVariance
 from ccvf.exact_counts import ExactCounts
@@ -14,9 +15,9 @@ from ccvf.rnd import RandomDistillation
 
 __all__ = ["BONUSES", "make_bonus", "restore_bonus"]
 
-BONUSES: dict[str, type[Bonus]] = {
-    found.kind: found for found in (ExactCounts, HashCounts, RandomDistillation, EllipticalBonus, EnsembleVariance)
-}
+_ALL = (ExactCounts, HashCounts, RandomDistillation, EllipticalBonus, EnsembleVariance, BehaviourCounts)
+
+BONUSES: dict[str, type[Bonus]] = {found.kind: found for found in _ALL}
 
 
 def make_bonus(name: str, **options: Any) -> Bonus:
@@ -29,6 +30,7 @@ def make_bonus(name: str, **options: Any) -> Bonus:
     | rnd | error of a network that learnt to repeat a random one | median of hash counts |
     | elliptical | length of features in the metric of the logged ones | counts, for features of length 1 |
     | ensemble | spread of regressors of coin flips | counts |
+    | behaviour | one over the root of the share of the action in the behaviour learnt | median of hash counts |
 
     Args:
         name: As in the table.
