@@ -1,0 +1,113 @@
+"""Tables of the MinAtar benchmark, from its file.
+
+python summarise_minatar.py [results/bench_minatar.json] writes results/minatar_summary.json beside it.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ccvf.scores import AggregateScores, aggregate, normalise, probability_of_improvement
+from common_core.benchmarks import SCHEMA
+from common_core.records import read_json, write_json_atomic
+
+_SEED = 0
+
+
+def columns(found: Mapping[str, Any]) -> dict[str, dict[tuple[str, float, int], float]]:
+    """Mean returns of every policy: name to (game, fraction, seed) to return."""
+    table: dict[str, dict[tuple[str, float, int], float]] = {}
+    for run in found["runs"].values():
+        setting = run["setting"]
+        for policy, value in run["returns"].items():
+            name = setting["method"] if policy == "greedy" else f"{setting['method']} {policy}"
+            table.setdefault(name, {})[setting["game"], setting["fraction"], setting["seed"]] = value
+    return table
+
+
+def scores(found: Mapping[str, Any], fractions: Sequence[float]) -> dict[str, np.ndarray]:
+    """Normalised scores of every policy that has all runs: seeds x (games and fractions).
+
+    0 is a random policy, 1 the mean return of the last tenth of the log's episodes.
+    """
+    games = sorted({run["setting"]["game"] for run in found["runs"].values()})
+    seeds = sorted({run["setting"]["seed"] for run in found["runs"].values()})
+    logs = found["logs"]
+    low = np.array([[logs[f"{g}/{s}"]["random"] for g in games] for s in seeds]).mean(0)
+    high = np.array([[logs[f"{g}/{s}"]["behaviour"] for g in games] for s in seeds]).mean(0)
+    result = {}
+    for name, values in columns(found).items():
+        cells = [[values.get((g, f, s)) for f in fractions for g in games] for s in seeds]
+        if any(cell is None for line in cells for cell in line):
+            continue
+        result[name] = normalise(np.array(cells, float), np.tile(low, len(fractions)), np.tile(high, len(fractions)))
+    return result
+
+
+def table_of(found: Mapping[str, Any]) -> dict[str, dict[str, AggregateScores]]:
+    """Aggregates of every policy for each fraction, and over all."""
+    fractions = sorted({run["setting"]["fraction"] for run in found["runs"].values()})
+    parts = {f"{fraction:g}": [fraction] for fraction in fractions} | {"all": fractions}
+    rng = np.random.default_rng(_SEED)
+    return {name: aggregate(scores(found, part), rng) for name, part in parts.items()}
+
+
+def verdicts(found: Mapping[str, Any]) -> list[str]:
+    """What the benchmark was made to show, in sentences with figures."""
+    tables = table_of(found)
+    lines = []
+    for part, table in tables.items():
+        cql = {name: float(agg.iqm) for name, agg in table.items() if name.startswith("cql")}
+        if cql:
+            best = max(cql, key=lambda name: cql[name])
+            lines.append(f"best weight of CQL on {part}: {best} (IQM {cql[best]:.3f})")
+    every = tables["all"]
+    rest = {name: float(agg.iqm) for name, agg in every.items() if not name.startswith("ccvl")}
+    if "ccvl adaptive" in every and rest:
+        best = max(rest, key=lambda name: rest[name])
+        own = float(every["ccvl adaptive"].iqm)
+        lines.append(f"aggregate IQM: adaptive CCVL {own:.3f}, best other at one setting {best} {rest[best]:.3f}")
+        fractions = sorted({run["setting"]["fraction"] for run in found["runs"].values()})
+        matrices = scores(found, fractions)
+        rng = np.random.default_rng(_SEED)
+        for name in sorted(rest):
+            chance = probability_of_improvement(matrices["ccvl adaptive"], matrices[name], rng)
+            lines.append(f"probability that adaptive CCVL beats {name}: {chance}")
+    return lines
+
+
+def summarise(found: Mapping[str, Any]) -> str:
+    """The tables as text."""
+    lines = []
+    for part, table in table_of(found).items():
+        lines.append(f"\nshare of the log: {part}; normalised IQM (0 random, 1 the end of the log) [95 %]")
+        lines += [f"  {name:24} {agg.iqm}" for name, agg in sorted(table.items(), key=lambda kv: -float(kv[1].iqm))]
+    return "\n".join([*lines, "", *verdicts(found)])
+
+
+def rows_of(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The tables as rows of results."""
+    rows = []
+    for part, table in table_of(found).items():
+        for name, agg in table.items():
+            rows.append({"share": part, "policy": name, "iqm": agg.iqm.to_json(), "median": agg.median.to_json(),
+                         "runs": agg.runs, "tasks": agg.tasks})  # fmt: skip
+    return rows
+
+
+def main(argv: Sequence[str]) -> int:
+    """Read the benchmark's file, write the summary, print the tables."""
+    source = Path(argv[0]) if argv else Path(__file__).parent / "results" / "bench_minatar.json"
+    found = read_json(source, "repertory.ccvf.minatar/1")
+    summary = {"schema": SCHEMA, "environment": found["environment"], "rows": rows_of(found),
+               "notes": verdicts(found)}  # fmt: skip
+    write_json_atomic(source.with_name("minatar_summary.json"), summary)
+    print(summarise(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
