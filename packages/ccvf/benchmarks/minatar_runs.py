@@ -104,7 +104,7 @@ def make_learner(method: str, data: Transitions, seed: int) -> ValueLearner[Any]
     if name == "cql":
         return DiscreteCQL(*where, CQLConfig(**SHARED, alpha=float(alpha)), generator=generator)
     bonus = make_bonus("behaviour", steps=2000).fit(data, torch.Generator().manual_seed(seed))
-    config = CCVLConfig(**SHARED, method="bonus", alpha=0.5, relative=True)
+    config = CCVLConfig(**SHARED, method="bonus", alpha=1.0, relative=True)
     return DeepCCVL(*where, config, bonus=bonus, generator=generator)
 
 
