@@ -8,7 +8,7 @@ from ccvf.bonuses import BONUSES, make_bonus, restore_bonus
 from ccvf.penalties import Bonus
 from ccvf.transitions import Transitions
 
-QUICK = {name: {"steps": 60, "learning_rate": 0.01} for name in ("rnd", "ensemble")}
+QUICK = {name: {"steps": 60, "learning_rate": 0.01} for name in ("rnd", "ensemble", "behaviour")}
 STATES = 6
 
 

@@ -31,7 +31,7 @@ def tabular():
 
 def test_an_ensemble_on_a_table_says_the_mean_of_its_flips():
     data = tabular()
-    bonus = EnsembleVariance(members=256, n_states=5, steps=3000, batch_size=85, learning_rate=0.1)
+    bonus = EnsembleVariance(members=256, n_states=5, steps=800, batch_size=85, learning_rate=0.1)
     values = bonus.fit(data, generator(1))(torch.arange(5))[:, 0]
     # Every state has weights of its own and every batch is the whole log: each member ends at the mean of its flips,
     # and the mean square of 256 such means has expectation 1/n and relative standard deviation at most

@@ -26,17 +26,15 @@ from ccvf.networks import NetworkOptions, make_network
 
 torch.set_num_threads(1)
 x = torch.rand(4, 10, 10, 4, generator=torch.Generator().manual_seed(1)) > 0.5
-options = [NetworkOptions(head=h) for h in ("monotone", "cosine", "plain")] + [NetworkOptions(embedding="learned")]
-for option in options:
+deltas = torch.rand(4, 2, generator=torch.Generator().manual_seed(2))
+for option in (NetworkOptions(), NetworkOptions(embedding="learned"), NetworkOptions(head="cosine")):
     torch.compiler.reset()
     plain, whole = (make_network((10, 10, 4), 3, option, generator=torch.Generator().manual_seed(0)) for _ in "12")
     compiled = torch.compile(whole, fullgraph=True, backend="aot_eager")
-    for deltas in (torch.tensor([1e-4, 0.1, 1.0]), torch.rand(4, 2)):
-        for model, call in ((plain, plain), (whole, compiled)):
-            model.zero_grad()
-            call(x, deltas).square().mean().backward()
-        for ours, theirs in zip(plain.parameters(), whole.parameters(), strict=True):
-            torch.testing.assert_close(ours.grad, theirs.grad)
+    for call in (plain, compiled):
+        call(x, deltas).square().mean().backward()
+    for ours, theirs in zip(plain.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
     print("same")
 """
 DELTAS = torch.tensor([1e-4, 0.1, 1.0])
@@ -124,4 +122,4 @@ def test_what_does_not_fit_is_refused():
 
 def test_compiled_whole():
     found = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, check=False)
-    assert found.stdout.split() == ["same"] * 4, found.stderr
+    assert found.stdout.split() == ["same"] * 3, found.stderr

@@ -17,7 +17,8 @@ class Bonus(ABC):
     r"""An estimate of $b(s, a) \approx 1/\sqrt{n(s, a) \vee 1}$ for every action, learnt from the log before training.
 
     Values lie in (0, 1] for logged pairs where the estimate is a count. One without a count of its own is scaled so
-    that its median over the logged pairs is that of counts by hashing. The lower bound takes $\alpha \sqrt{\log(1/\delta)}\, b(s, a)$ off.
+    that its median over the logged pairs is that of counts by hashing. The lower bound takes
+    $\alpha \sqrt{\log(1/\delta)}\, b(s, a)$ off.
     """
 
     @abstractmethod
