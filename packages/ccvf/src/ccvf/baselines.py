@@ -3,7 +3,7 @@
 They know no confidence: their values are the same at every one.
 """
 
-from typing import Any, ClassVar, Literal, final
+from typing import Any, ClassVar, Literal, cast, final
 
 import torch
 from jaxtyping import Float
@@ -16,13 +16,13 @@ from ccvf.configs import BCConfig, CQLConfig, DQNConfig, IQLConfig, LearnerConfi
 from ccvf.heads import EnsembleHead, PlainHead
 from ccvf.networks import ConfidenceNetwork, EnsembleNetwork
 from ccvf.objectives import best_next, conservative_gap, expectile_loss, take, td_loss
-from ccvf.value_learner import ValueLearner
+from ccvf.value_learner import C, ValueLearner
 
 __all__ = ["DQN", "REM", "BehaviourCloning", "DiscreteCQL", "DiscreteIQL"]
 
 
 def _network(
-    learner: ValueLearner, generator: torch.Generator, *, outputs: int | None = None, heads: int | None = None
+    learner: ValueLearner[Any], generator: torch.Generator, *, outputs: int | None = None, heads: int | None = None
 ) -> nn.Module:
     config = learner.config
     body = make_body(
@@ -34,7 +34,7 @@ def _network(
     return ConfidenceNetwork(body, PlainHead(body.features, outputs, generator=generator))
 
 
-class _OneValue(ValueLearner):
+class _OneValue(ValueLearner[C]):
     """One network without confidence."""
 
     default: ClassVar[type[LearnerConfig]]
@@ -43,15 +43,15 @@ class _OneValue(ValueLearner):
         self,
         observation_shape: tuple[int, ...],
         n_actions: int,
-        config: Any = None,
+        config: C | None = None,
         *,
         generator: torch.Generator | None = None,
         device: str | torch.device | None = None,
     ) -> None:
-        config = config if config is not None else self.default()
-        if not isinstance(config, self.default):
-            raise TypeError(f"config is a {type(config).__name__}; {type(self).__name__} takes {self.default.__name__}")
-        super().__init__(observation_shape, n_actions, config, generator=generator, device=device)
+        found = config if config is not None else self.default()
+        if not isinstance(found, self.default):
+            raise TypeError(f"config is a {type(found).__name__}; {type(self).__name__} takes {self.default.__name__}")
+        super().__init__(observation_shape, n_actions, cast("C", found), generator=generator, device=device)
 
     def build(self, generator: torch.Generator) -> dict[str, nn.Module]:
         """One network: trunk and a linear head."""
@@ -78,7 +78,7 @@ class _OneValue(ValueLearner):
 
 
 @final
-class DQN(_OneValue):
+class DQN(_OneValue[DQNConfig]):
     """DQN; double DQN with `config.double`.
 
     Args:
@@ -113,7 +113,7 @@ class DQN(_OneValue):
 
 
 @final
-class DiscreteCQL(_OneValue):
+class DiscreteCQL(_OneValue[CQLConfig]):
     """Conservative Q-learning of discrete actions at one fixed weight alpha.
 
     Args:
@@ -129,7 +129,6 @@ class DiscreteCQL(_OneValue):
 
     kind: ClassVar[str] = "cql"
     default = CQLConfig
-    config: CQLConfig
 
     def objective(
         self,
@@ -150,7 +149,7 @@ class DiscreteCQL(_OneValue):
 
 
 @final
-class REM(_OneValue):
+class REM(_OneValue[REMConfig]):
     """Random ensemble mixture: each update trains a random convex combination of many value heads.
 
     Args:
@@ -166,7 +165,6 @@ class REM(_OneValue):
 
     kind: ClassVar[str] = "rem"
     default = REMConfig
-    config: REMConfig
 
     def build(self, generator: torch.Generator) -> dict[str, nn.Module]:
         """One network: trunk and many linear heads."""
@@ -202,7 +200,7 @@ class REM(_OneValue):
 
 
 @final
-class BehaviourCloning(_OneValue):
+class BehaviourCloning(_OneValue[BCConfig]):
     """Imitation of the log; its "values" are log-probabilities of the logged behaviour, not returns.
 
     Args:
@@ -235,7 +233,7 @@ class BehaviourCloning(_OneValue):
 
 
 @final
-class DiscreteIQL(_OneValue):
+class DiscreteIQL(_OneValue[IQLConfig]):
     """Implicit Q-learning of discrete actions; it acts by the policy it extracts.
 
     `values` are the log-probabilities of that policy, not returns: values of actions outside the log are never learnt.
@@ -253,7 +251,6 @@ class DiscreteIQL(_OneValue):
 
     kind: ClassVar[str] = "iql"
     default = IQLConfig
-    config: IQLConfig
 
     def build(self, generator: torch.Generator) -> dict[str, nn.Module]:
         """Action values, state value and policy."""

@@ -28,13 +28,13 @@ __all__ = ["DeepCCVL"]
 
 
 @final
-class DeepCCVL(ValueLearner):
+class DeepCCVL(ValueLearner[CCVLConfig]):
     r"""Confidence-conditioned values of discrete actions, learnt for all confidences at once.
 
     Each update trains `config.confidences` confidences per sample, drawn stratified and uniform in
-    $u = \sqrt{\log(1/\delta)}$; the trunk is evaluated once for all of them. With method "cql" the loss is the mean over
-    confidences of $\mathrm{TD}(\delta) + \alpha u(\delta)(\log\sum_a e^{Q(s,a,\delta)} - Q(s,a_{\log},\delta))$; with
-    method "bonus" the backup takes $\alpha u(\delta_1)\, b(s, a)$ off, where b stands for $1/\sqrt{n}$.
+    $u = \sqrt{\log(1/\delta)}$; the trunk is evaluated once for all of them. With method "cql" the loss is the mean
+    over confidences of $\mathrm{TD}(\delta) + \alpha u(\delta)(\log\sum_a e^{Q(s,a,\delta)} - Q(s,a_{\log},\delta))$;
+    with method "bonus" the backup takes $\alpha u(\delta_1)\, b(s, a)$ off, where b stands for $1/\sqrt{n}$.
 
     Args:
         observation_shape: Shape of one observation.
@@ -58,7 +58,6 @@ class DeepCCVL(ValueLearner):
     """
 
     kind: ClassVar[str] = "ccvl"
-    config: CCVLConfig
 
     def __init__(
         self,
@@ -106,7 +105,7 @@ class DeepCCVL(ValueLearner):
         if config.penalise == "rewards":
             here = self.bonus(batch.observations).gather(1, batch.actions[:, None]).squeeze(1)
             return u, noise, here
-        return u, noise, self.bonus(batch.next_observations)
+        return u, noise, self._charged(batch.next_observations)
 
     def objective(
         self,
@@ -121,21 +120,22 @@ class DeepCCVL(ValueLearner):
         u, network = noise[0], self.network("online")
         deltas = torch.exp(-u.square())
         with torch.no_grad():
-            target = self._target(rewards, discounts, next_observations, deltas, noise[1:])
-        q = network.decode(network.encode(observations), deltas)
+            target = self.backup(rewards, discounts, next_observations, deltas, noise[1:])
+        features = network.encode(observations)
+        q = network.decode(features, deltas)
         predicted = take(q, actions)
         td = td_loss(predicted, target, self.config.huber)
         loss, metrics = td, {"td": td.detach(), "q_sure": predicted[:, -1].mean().detach(),
                              "q_free": predicted[:, 0].mean().detach()}  # fmt: skip
         if self.config.method == "cql":
-            gap = conservative_gap(q, actions)
+            gap = conservative_gap(q if self.config.lift else _held(network, features, deltas), actions)
             loss = loss + self.config.alpha * (u * gap).mean()
             metrics["gap"] = gap.mean().detach()
         if self.config.hinge:
             loss = loss + self.config.hinge * monotonicity_hinge(q, deltas)
         return loss, metrics
 
-    def _target(
+    def backup(
         self, rewards: Tensor, discounts: Tensor, next_observations: Tensor, deltas: Tensor, noise: tuple[Tensor, ...]
     ) -> Float[Tensor, "batch confidences"]:
         """The backed-up values of logged transitions."""
@@ -171,7 +171,13 @@ class DeepCCVL(ValueLearner):
         first, rest = split_confidences(deltas[None], middle, config.budget, config.smallest)
         q = network.decode(features, rest.flatten()).unflatten(1, rest.shape[1:])
         cost = config.alpha * torch.sqrt(-torch.log(first))
-        return (q - cost[..., None] * self.bonus(observations)[:, None, None, :]).amax(2)
+        return (q - cost[..., None] * self._charged(observations)[:, None, None, :]).amax(2)
+
+    def _charged(self, observations: Tensor) -> Float[Tensor, "batch actions"]:
+        """What every action is charged for, per unit of u and alpha."""
+        assert self.bonus is not None
+        found = self.bonus(observations)
+        return found - found.amin(-1, keepdim=True) if self.config.relative else found
 
     def q(self, observations: Any, deltas: Any) -> Float[Tensor, "batch confidences actions"]:
         """Values of a batch of observations at the given confidences.
@@ -203,3 +209,10 @@ class DeepCCVL(ValueLearner):
         if self.bonus is not None:
             own = {name.removeprefix("bonus."): value for name, value in tensors.items() if name.startswith("bonus.")}
             self.bonus.restore(own, extra["bonus"])
+
+
+def _held(network: ConfidenceNetwork, features: Tensor, deltas: Tensor) -> Tensor:
+    """The same values, whose gradient moves only what the head takes off the values without conservatism."""
+    fixed = features.detach()
+    free = network.decode(fixed, torch.ones_like(deltas[0, :1]))
+    return network.decode(fixed, deltas) - (free - free.detach())

@@ -1,6 +1,7 @@
 """Settings of the learners, checked where they are made."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, final
 
@@ -48,7 +49,7 @@ class LearnerConfig:
     clip_gradient: float | None = 10.0
     clip_rewards: bool = False
     body: Body = "auto"
-    hidden: tuple[int, ...] = (256, 256)
+    hidden: Sequence[int] = (256, 256)
     n_states: int | None = None
     amp: bool = False
     compile: bool = False
@@ -158,9 +159,15 @@ class CCVLConfig(LearnerConfig):
         alpha: Scale of the conservatism, at least 0.
         budget: How delta is spent on this step and the rest: "box" (both at most delta; all that "cql" knows),
             "sum" or "product" (see `ccvf.TabularCCVL`).
+        lift: With method "cql": whether the regulariser may lift values above those without conservatism. CQL's own
+            does lift logged actions; the order in delta would carry that over to all confidences. If False, its
+            gradient moves only what a confidence takes off the values at delta = 1, which stay those of Q-learning.
         penalise: With a bonus: "values" takes the penalty off the values of all actions wherever they are used, so
             that actions outside the log are penalised in the backup and when acting; "rewards" off the rewards of
             logged transitions only, as the backup is printed.
+        relative: With a bonus on values: charge each action only for how much less familiar it is than the most
+            familiar one in its state. Values are then no lower bounds; in long episodes where all states are rare, a
+            charge on every step would make ending an episode look best.
         confidences: Confidences trained per sample and update.
         splits: Candidate splits per confidence for "sum" and "product".
         smallest: The most conservative confidence trained, in (0, 1).
@@ -175,7 +182,9 @@ class CCVLConfig(LearnerConfig):
     method: Literal["cql", "bonus"] = "cql"
     alpha: float = 1.0
     budget: Literal["box", "sum", "product"] = "box"
+    lift: bool = False
     penalise: Literal["values", "rewards"] = "values"
+    relative: bool = False
     confidences: int = 8
     splits: int = 8
     smallest: float = 1e-4
@@ -201,4 +210,6 @@ class CCVLConfig(LearnerConfig):
         _require(0 < self.smallest < 1, f"smallest is {self.smallest}; the least confidence lies in (0, 1)")
         _require(self.method == "bonus" or self.budget == "box", f"budget {self.budget!r} splits a penalty, and method "
                  "'cql' has none: use method='bonus', or budget='box'")  # fmt: skip
+        _require(self.penalise == "values" or not self.relative, "relative compares actions of one state: it needs "
+                 "penalise='values'")  # fmt: skip
         _require(self.head == "cosine" or not self.hinge, "hinge is for the cosine head: the monotone one needs none")

@@ -67,6 +67,8 @@ def td_loss(predicted: Tensor, target: Tensor, huber: float | None) -> Float[Ten
 def conservative_gap(q: Float[Tensor, "batch k actions"], actions: Int[Tensor, " batch"]) -> Float[Tensor, "batch k"]:
     r"""CQL's regulariser per sample: $\log\sum_a e^{Q(s,a)} - Q(s, a_{\mathrm{log}})$, at least 0.
 
+    Its gradient lowers the actions that were not logged and lifts the logged one by as much in all.
+
     Args:
         q: Values.
         actions: The logged actions.
@@ -116,7 +118,7 @@ def split_confidences(
     noise: Float[Tensor, " splits"],
     budget: Literal["box", "sum", "product"],
     smallest: float,
-) -> tuple[Float[Tensor, "batch confidences splits"], Float[Tensor, "batch confidences splits"]]:
+) -> tuple[Float[Tensor, "batch confidences choices"], Float[Tensor, "batch confidences choices"]]:
     r"""Candidate splits of a confidence into what this step spends and what is left for the rest.
 
     The share w of this step is stratified in its logit between 0.1 % and 95 %. "sum": $\delta_1 = w\delta$,

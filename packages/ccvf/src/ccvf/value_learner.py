@@ -5,7 +5,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from jaxtyping import Float, Shaped
@@ -19,7 +19,10 @@ from ccvf.learners import Learner
 __all__ = ["ValueLearner"]
 
 
-class ValueLearner(Learner):
+C = TypeVar("C", bound=LearnerConfig)
+
+
+class ValueLearner(Learner, Generic[C]):
     """A learner whose methods differ in their networks, their loss and their reading of the values.
 
     Args:
@@ -34,13 +37,13 @@ class ValueLearner(Learner):
     """
 
     kind: ClassVar[str]
-    config: LearnerConfig
+    config: C
 
     def __init__(
         self,
         observation_shape: tuple[int, ...],
         n_actions: int,
-        config: LearnerConfig,
+        config: C,
         *,
         generator: torch.Generator | None = None,
         device: str | torch.device | None = None,
