@@ -71,8 +71,8 @@ def test_an_envelope_is_the_highest_of_its_lines(seed: int) -> None:
     count = int(rng.integers(1, 20))
     weights, costs = rng.integers(0, 6, count) / 5, rng.normal(size=count)
     x = np.concatenate([rng.normal(size=50) * 10, [0.0]])
-    height, slope = envelope(weights, costs).best(x)
-    np.testing.assert_allclose(height, (weights[:, None] * x - costs[:, None]).max(axis=0), atol=1e-12)
+    slope, price = envelope(weights, costs).best(x)
+    np.testing.assert_allclose(slope * x - price, (weights[:, None] * x - costs[:, None]).max(axis=0), atol=1e-12)
     assert np.isin(slope, weights).all()
 
 

@@ -144,19 +144,19 @@ class Lines(NamedTuple):
     costs: Float[np.ndarray, " lines"]
     breaks: Float[np.ndarray, " breaks"]
 
-    def best(
-        self, rise: Float[np.ndarray, " pairs"]
-    ) -> tuple[Float[np.ndarray, " pairs"], Float[np.ndarray, " pairs"]]:
+    def best(self, rise: Float[np.ndarray, " pairs"]) -> tuple[Float[np.ndarray, "..."], Float[np.ndarray, "..."]]:
         """The best line of each pair.
 
         Args:
             rise: gain - base.
 
         Returns:
-            Its value above the base, and its slope.
+            Its slope and its cost, one of each where there is but one line.
         """
+        if len(self.weights) == 1:
+            return self.weights, self.costs
         which = np.searchsorted(self.breaks, rise)
-        return self.weights[which] * rise - self.costs[which], self.weights[which]
+        return self.weights[which], self.costs[which]
 
 
 def envelope(weights: Float[np.ndarray, " lines"], costs: Float[np.ndarray, " lines"]) -> Lines:

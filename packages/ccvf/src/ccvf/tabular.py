@@ -229,14 +229,20 @@ class TabularCCVL:
                     f"start has shape {start.q.shape}; give {self.bound} bounds of shape {shape} on this grid"
                 )
             first = np.ascontiguousarray(sign * start.q.max(axis=1).T)
-        contraction = 1 - float(self.gamma)
-        largest = max(abs(low), abs(high)) - problem.unknown[0]
-        tol = max(float(self.tol) * contraction, 16 * float(np.finfo(self.dtype).eps) * largest)
-        solved = solve(problem, tol, int(self.max_sweeps), first, progress)
-        q = sign * _rank_unseen(solved, problem).reshape(len(deltas), *counts.visits.shape)
+        # An eighth of the tolerance is for the sweeps, a quarter for rounding that makes equal values equal again.
+        contraction, wanted = 1 - float(self.gamma), float(self.tol) / 8 * (1 - float(self.gamma))
+        precise = 16 * float(np.finfo(self.dtype).eps) * (max(abs(low), abs(high)) - problem.unknown[0])
+        quantum = 2.0 ** np.floor(np.log2(float(self.tol) / 2)) if wanted > precise else 0.0
+        tol = max(wanted, precise)
+        solved = solve(problem, tol, int(self.max_sweeps), quantum, first, progress)
+        q = _rank_unseen(solved, problem).reshape(len(deltas), *counts.visits.shape)
+        if sign < 0:
+            np.negative(q, out=q)
+        swept = self.budget != "sum" or self.splits == "interpolated"
+        error = solved.residual / contraction + (quantum / 2 if swept else 0.0)
         return TabularValues(
             np.moveaxis(q, 0, -1), deltas, counts.seen, self.bound, self.budget, alpha, (low, high),
-            "converged" if solved.residual <= tol else "not_converged", solved.sweeps, solved.residual / contraction,
+            "converged" if solved.residual <= tol else "not_converged", solved.sweeps, error,
         )  # fmt: skip
 
     def _problem(self, counts: Counts, deltas: np.ndarray, alpha: float, extreme: float) -> Problem:

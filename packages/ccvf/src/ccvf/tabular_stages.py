@@ -21,7 +21,8 @@ from ccvf.splits import Budget, Lines, best_splits, between, envelope, split_cos
 
 __all__ = ["Problem", "Solved", "solve"]
 
-_EASY = 30  # plain sweeps before a linear solver is asked
+_EASY = 20  # plain sweeps before a linear solver is asked
+_KRYLOV = 300  # its steps: where it stalls, sweeps go on
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ def solve(
     problem: Problem,
     tol: float,
     max_sweeps: int,
+    quantum: float = 0.0,
     start: Float[np.ndarray, "confidences states"] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Solved:
@@ -97,6 +99,8 @@ def solve(
         problem: The problem.
         tol: Largest change by a further sweep at which a stage ends.
         max_sweeps: Most sweeps of one stage.
+        quantum: Where stages are solved by sweeps, round values to multiples of this, a power of two, so that actions
+            of equal value do not differ by what the sweeps left; 0: do not.
         start: Values of the states to begin with, where stages are solved by sweeps.
         progress: Called with the number of stages done and their total.
 
@@ -113,6 +117,8 @@ def solve(
         if kept.lines.weights.size:
             first = _guess(states, costs[: k + 1, 0]) if start is None else start[k].astype(dtype)
             stage = _sweep_until(problem, kept, k, first, tol, max_sweeps)
+            if quantum:
+                np.multiply(np.rint(stage.q / quantum), quantum, out=stage.q)
         else:
             values = problem.reward + problem.penalty * kept.known
             stage = _Stage(_over_actions(problem, values, k), values, 1, 0.0)
@@ -125,7 +131,10 @@ def solve(
             progress(k + 1, size)
     # Stages solved up to a tolerance can stand in the wrong order by as much; what was reached lower down still holds.
     np.maximum.accumulate(q, axis=0, out=q)
-    return Solved(np.where(problem.seen.ravel(), q, problem.unknown[:, None].astype(dtype)), sweeps, residual)
+    unseen = ~problem.seen.ravel()
+    if unseen.any():
+        q[:, unseen] = problem.unknown[:, None]
+    return Solved(q, sweeps, residual)
 
 
 def _equation(problem: Problem, costs: np.ndarray, gains: np.ndarray, k: int) -> _Kept:
@@ -176,19 +185,22 @@ def _sweep_until(
     shape = problem.seen.shape
     rows = np.arange(shape[0]) * shape[1]
     v = np.full(shape[0], problem.unknown[k], problem.reward.dtype) if first is None else first
+    # In units of return, not of the penalty: where nothing is to be paid, equal values must come out equal.
+    known, base = problem.penalty * kept.known, problem.penalty * kept.base
     spent = 0
     while True:
-        gain = problem.transition @ v / problem.penalty
-        above, weight = kept.lines.best(gain - kept.base)
-        carried = kept.base + above
-        q = problem.reward + problem.penalty * np.maximum(kept.known, carried)
+        ahead = problem.transition @ v
+        weight, price = kept.lines.best((ahead - base) / problem.penalty)
+        carried = base + weight * (ahead - base) - problem.penalty * price
+        q = problem.reward + np.maximum(known, carried)
         updated = _over_actions(problem, q, k)
         residual, spent = float(np.abs(updated - v).max()), spent + 1
         if residual <= tol or spent >= max_sweeps:
             return _Stage(updated, q, spent, residual)
         pair = rows + _actions(problem, q)
         lone = updated == updated.dtype.type(problem.unknown[k])
-        slope = np.where((carried > kept.known)[pair] & ~lone, weight[pair], 0)
+        weight = np.broadcast_to(weight, q.shape)
+        slope = np.where((carried > known)[pair] & ~lone, weight[pair], 0)
         matrix = _scaled(problem.transition, pair, slope)
         v, more = _evaluate(matrix, updated - matrix @ v, updated, tol, max_sweeps - spent)
         spent += more
@@ -221,10 +233,10 @@ def _evaluate(
         return v, spent
     counted = [spent]
     system = sparse.csr_array(sparse.eye_array(len(v), dtype=v.dtype) - matrix)
-    found, _ = bicgstab(
-        system, constant, x0=v, rtol=0.0, atol=tol / 10, maxiter=max(1, (max_sweeps - spent) // 2),
-        callback=lambda _: counted.append(2),
-    )  # fmt: skip
-    # A breakdown shows in the residual; the next sweep over all pairs goes on from the plain sweeps then.
-    better = np.abs(constant + matrix @ found - found).max() < change
+    steps = max(1, min(_KRYLOV, (max_sweeps - spent) // 2))
+    with np.errstate(all="ignore"):  # a breakdown shows in the residual; sweeps over all pairs go on from v then
+        found, _ = bicgstab(
+            system, constant, x0=v, rtol=0.0, atol=tol / 10, maxiter=steps, callback=lambda _: counted.append(2)
+        )
+        better = np.abs(constant + matrix @ found - found).max() < change
     return (found if better else v), sum(counted)
