@@ -27,7 +27,7 @@ def drawn(seed: int) -> tuple[Counts, float, tuple[float, float]]:
 
 
 @pytest.mark.property
-@settings(max_examples=40)
+@settings(max_examples=30)
 @given(
     seed=SEEDS,
     budget=st.sampled_from(["box", "box with the trivial bound", "sum", "product"]),
@@ -52,7 +52,7 @@ def test_the_solver_is_the_naive_one(seed: int, budget: str, upper: bool, pairs:
 
 
 @pytest.mark.property
-@settings(max_examples=40)
+@settings(max_examples=30)
 @given(seed=SEEDS, upper=st.booleans())
 def test_budgets_are_nested_and_values_rise_with_the_confidence(seed: int, upper: bool) -> None:
     counts, alpha, rewards = drawn(seed)
