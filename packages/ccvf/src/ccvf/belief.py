@@ -51,7 +51,7 @@ class Evidence:
 
     beta: SupportsFloat = 0.5
     trace: SupportsFloat = 0.9
-    under: SupportsFloat = 0.05
+    under: SupportsFloat = 0.25
     forget: SupportsFloat = 1.0
     mix: SupportsFloat = 0.0
     scaled: bool = True
