@@ -116,13 +116,15 @@ def policies(learner: ValueLearner[Any], seed: int) -> dict[str, Policy]:
         seed: Of the random actions of fixed policies.
 
     Returns:
-        Greedy ones; of CCVL at fixed confidences, and adapting by our evidence and by the paper's.
+        Greedy ones; of CCVL at fixed confidences, and adapting by our evidence, by the paper's, and at
+        the mode of the belief in place of its mean.
     """
     if not isinstance(learner, DeepCCVL):
         return {"greedy": FixedPolicy(learner, 1.0)}
     fixed: dict[str, Policy] = {f"u={u:g}": FixedPolicy(learner, float(delta_of(u)[0])) for u in FIXED_U}
     for name, evidence in (("adaptive", Evidence()), ("adaptive-paper", PAPER)):
         fixed[name] = AdaptivePolicy(learner, gamma=learner.gamma, evidence=evidence)
+    fixed["adaptive-mode"] = AdaptivePolicy(learner, gamma=learner.gamma, act="argmax")
     return fixed
 
 
