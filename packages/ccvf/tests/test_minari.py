@@ -7,7 +7,7 @@ import pytest
 
 from ccvf.io import FormatError
 from ccvf.minari_io import from_minari, to_minari
-from ccvf.n_step import n_step
+from ccvf.multi_step import n_step
 from ccvf.transitions import Transitions
 
 minari = pytest.importorskip("minari")

@@ -44,18 +44,29 @@ if TYPE_CHECKING:
     from ccvf.configs import IQLConfig as IQLConfig
     from ccvf.configs import REMConfig as REMConfig
     from ccvf.counts import Counts as Counts
+    from ccvf.coverage import coverage_of as coverage_of
     from ccvf.coverage import coverage_report as coverage_report
+    from ccvf.datasets import atari_replay as atari_replay
+    from ccvf.datasets import lava_log as lava_log
+    from ccvf.datasets import minatar_replay as minatar_replay
+    from ccvf.environments import GymnasiumStepper as GymnasiumStepper
+    from ccvf.environments import Stepper as Stepper
+    from ccvf.environments import check_match as check_match
     from ccvf.environments import make_vector as make_vector
+    from ccvf.environments_grid import MDPEnv as MDPEnv
     from ccvf.evaluating import evaluate as evaluate
     from ccvf.gridworlds import GridWorld as GridWorld
     from ccvf.gridworlds import grid_world as grid_world
+    from ccvf.gridworlds import gridworld_log as gridworld_log
     from ccvf.gridworlds import lava_world as lava_world
+    from ccvf.io import FormatError as FormatError
     from ccvf.io import load_transitions as load_transitions
     from ccvf.io import save_transitions as save_transitions
     from ccvf.learners import Learner as Learner
     from ccvf.mdp import TabularMDP as TabularMDP
     from ccvf.minari_io import from_minari as from_minari
     from ccvf.minari_io import to_minari as to_minari
+    from ccvf.multi_step import n_step as n_step
     from ccvf.ope import FittedQEvaluation as FittedQEvaluation
     from ccvf.ope import estimate_returns as estimate_returns
     from ccvf.ope_estimates import choose_delta as choose_delta
@@ -96,9 +107,12 @@ _LATER = {
     "Evidence": "belief",
     "FittedQEvaluation": "ope",
     "FixedPolicy": "policies",
+    "FormatError": "io",
     "GridWorld": "gridworlds",
+    "GymnasiumStepper": "environments",
     "IQLConfig": "configs",
     "Learner": "learners",
+    "MDPEnv": "environments_grid",
     "PAPER": "belief",
     "Policy": "policies",
     "REM": "baselines",
@@ -106,15 +120,19 @@ _LATER = {
     "RandomPolicy": "policies",
     "ReplayOptions": "collecting",
     "Sampler": "sampling",
+    "Stepper": "environments",
     "TabularCCVL": "tabular",
     "TabularMDP": "mdp",
     "TabularValues": "tabular_values",
     "Transitions": "transitions",
+    "atari_replay": "datasets",
     "calibrate": "calibration",
+    "check_match": "environments",
     "choose_delta": "ope_estimates",
     "collect": "collecting",
     "collect_replay": "collecting",
     "conservatism": "confidence",
+    "coverage_of": "coverage",
     "coverage_report": "coverage",
     "delta_grid": "confidence",
     "empirical_returns": "ope_tabular",
@@ -122,11 +140,15 @@ _LATER = {
     "evaluate": "evaluating",
     "from_minari": "minari_io",
     "grid_world": "gridworlds",
+    "gridworld_log": "gridworlds",
+    "lava_log": "datasets",
     "lava_world": "gridworlds",
     "load_learner": "saving",
     "load_transitions": "io",
     "make_bonus": "bonuses",
     "make_vector": "environments",
+    "minatar_replay": "datasets",
+    "n_step": "multi_step",
     "save_learner": "saving",
     "save_transitions": "io",
     "to_minari": "minari_io",

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ccvf.n_step import n_step
+from ccvf.multi_step import n_step
 from ccvf.transitions import Transitions
 
 
