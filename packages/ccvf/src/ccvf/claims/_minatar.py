@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 GAMES = ("breakout", "space_invaders")
 FRACTIONS = (0.02, 0.2)
 WEIGHTS = (0.0, 0.1, 1.0, 4.0)  # of CQL; 0 is double DQN
-_FRAMES, _UPDATES, _EPISODES = 60_000, 4000, 32
+_FRAMES, _UPDATES, _BONUS_UPDATES, _EPISODES = 60_000, 4000, 1000, 32
 _SHARED: dict[str, Any] = {"learning_rate": 5e-4, "target_period": 400}
 
 
@@ -57,7 +57,7 @@ def learnt(method: str, data: "Transitions", seed: int, device: str) -> "Policy"
         baseline = DiscreteCQL(*where, config, generator=weights, device=device)
         train(baseline, data, **draws)
         return FixedPolicy(baseline, 1.0)
-    bonus = make_bonus("behaviour", steps=1000, device=device).fit(data, torch.Generator().manual_seed(seed))
+    bonus = make_bonus("behaviour", steps=_BONUS_UPDATES, device=device).fit(data, torch.Generator().manual_seed(seed))
     settings = CCVLConfig(**_SHARED, method="bonus", alpha=1.0, relative=True)
     learner = DeepCCVL(*where, settings, bonus=bonus, generator=weights, device=device)
     train(learner, data, **draws)
@@ -139,9 +139,9 @@ CLAIMS = (
         run=run_minatar,
         holds=holds_minatar,
         headline=(
-            "normalised return {ccvl:.2f}, CQL at its best single weight ({best_weight:g}) {best_cql:.2f}; on 2 % of the "
-            "log {ccvl_small:.2f} (DQN {cql_0_small:.2f}, CQL at 1 {cql_1_small:.2f}), on 20 % {ccvl_large:.2f} (DQN "
-            "{cql_0_large:.2f}, CQL at 1 {cql_1_large:.2f})"
+            "normalised return {ccvl:.2f}, CQL at its best single weight ({best_weight:g}) {best_cql:.2f}; on 2 % of "
+            "the log {ccvl_small:.2f} (DQN {cql_0_small:.2f}, CQL at 1 {cql_1_small:.2f}), on 20 % {ccvl_large:.2f} "
+            "(DQN {cql_0_large:.2f}, CQL at 1 {cql_1_large:.2f})"
         ),
         differs=(
             "MinAtar Breakout and Space Invaders, logs of 60,000 frames made here, 4,000 updates, one seed (intervals "
