@@ -213,6 +213,5 @@ class DeepCCVL(ValueLearner[CCVLConfig]):
 
 def _held(network: ConfidenceNetwork, features: Tensor, deltas: Tensor) -> Tensor:
     """The same values, whose gradient moves only what the head takes off the values without conservatism."""
-    fixed = features.detach()
-    free = network.decode(fixed, torch.ones_like(deltas[0, :1]))
-    return network.decode(fixed, deltas) - (free - free.detach())
+    q, free = network.decode_with_free(features.detach(), deltas)
+    return q - (free - free.detach())
