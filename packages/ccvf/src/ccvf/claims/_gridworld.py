@@ -195,7 +195,9 @@ def _bars(shares: np.ndarray, adaptive: np.ndarray, paper: np.ndarray) -> str:
     figure, axes = new_figure(5.4, 2.8)
     for k in range(len(CASES)):
         mean = shares[:, k].mean(0)
-        axes.plot([mean.min(), mean.max()], [k, k], color="0.75", linewidth=6, solid_capstyle="butt", zorder=1)
+        axes.plot(
+            [mean.min(), mean.max()], [k, k], color="0.75", linestyle="-", linewidth=6, solid_capstyle="butt", zorder=1
+        )
         for values, mark, colour, label in (
             (mean.max(), "|", COLORS[0], "best fixed confidence"), (mean[-1], "x", COLORS[1], "none (δ = 1)"),
             (adaptive[:, k].mean(), "o", COLORS[2], "adaptive"), (paper[:, k].mean(), "D", COLORS[3], "paper's belief"),
