@@ -224,15 +224,15 @@ def labels(runs: Mapping[str, Run]) -> dict[str, str]:
     for name, own in flat.items():
         alike = [other for other in flat.values() if other["method"] == own["method"]]
         keys = [key for key in own if any(other.get(key) != own[key] for other in alike)]
-        found[name] = " ".join([own["method"], *(f"{key}={own[key]}" for key in keys)])
+        found[name] = " ".join([own["method"], *(f"{key.replace('_', '-')}={own[key]}" for key in keys)])
     return found
 
 
 def _kind(run: Run) -> dict[str, Any]:
-    plain = run.settings.plain()
-    config = plain.pop("config")
-    del plain["seed"]
-    return plain | {key: value for key, value in config.items() if key not in ("compile", "amp", "n_states")}
+    left_out = ("seed", "n_states", "amp")
+    return {"updates": run.settings.updates} | {
+        key: value for key, value in run.settings.flat().items() if key not in left_out
+    }
 
 
 def show(played: Played, seed: int) -> Any:

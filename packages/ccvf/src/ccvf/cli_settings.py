@@ -83,15 +83,17 @@ class Settings:
         Returns:
             One entry a difference; how often is trained does not count.
         """
-        mine, theirs = self._flat(), other._flat()
+        mine, theirs = self.flat(), other.flat()
         return [f"{key} was {value} and is now {theirs.get(key)}" for key, value in mine.items()
                 if theirs.get(key) != value]  # fmt: skip
 
-    def _flat(self) -> dict[str, Any]:
+    def flat(self) -> dict[str, Any]:
+        """Everything by name that decides what is learnt: neither how often is trained, nor how it is computed."""
         found = self.plain()
         config = found.pop("config")
         del found["updates"]
-        return found | {key: value for key, value in config.items() if key != "compile"}
+        # "method" of a configuration is the kind of its penalty, which `penalty` tells
+        return found | {key: value for key, value in config.items() if key not in ("compile", "method")}
 
     def learner_config(self) -> LearnerConfig:
         """The configuration of the learner."""
