@@ -1,5 +1,6 @@
 """The tabular solver against closed forms, limits and the plainest solver; what it does with gaps in a log."""
 
+import itertools
 import math
 
 import numpy as np
@@ -323,3 +324,32 @@ def test_single_precision_and_progress() -> None:
 def test_settings_out_of_range(changes: dict, words: str) -> None:
     with pytest.raises((ValueError, TypeError), match=words):
         TabularCCVL(**({"gamma": 0.9} | changes))
+
+
+def test_what_single_precision_leaves_is_in_the_error() -> None:
+    shifted = chain([reward + 1000 for reward in REWARDS])
+    for budget, counts in itertools.product(BUDGETS, (gridlog("broad", 300), shifted)):
+        kinds = {"alpha": 0.3, "budget": budget, "tol": 1e-4, "deltas": delta_grid(100, 1e-8)}
+        exact = TabularCCVL(0.95, **kinds).fit(counts)
+        rough = TabularCCVL(0.95, **kinds, dtype="float32").fit(counts)
+        off = np.abs(rough.q - exact.q)[counts.seen].max()
+        assert 0 < off <= rough.error + exact.error
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.9])
+@pytest.mark.parametrize("reward", [1e8, -1e8])
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_unseen_actions_rank_last_where_values_are_large_and_equal(budget: Budget, reward: float, gamma: float) -> None:
+    never = np.zeros(2, dtype=bool)
+    counts = Counts.from_arrays(np.zeros(2, int), np.ones(2, int), np.full(2, reward), np.zeros(2, int), never)
+    solver = TabularCCVL(gamma, alpha=0.1, budget=budget, deltas=[1e-3, 1.0], tol=1e3, dtype="float32")
+    found = solver.fit(counts).unwrap()
+    assert (found.q[0, 0] < found.q[0, 1]).all()
+
+
+def test_confidences_next_to_zero_give_finite_values() -> None:
+    solver = TabularCCVL(0.9, alpha=0.3, deltas=[5e-324, 1e-300, 1.0])
+    found = solver.fit(chain()).unwrap()
+    assert np.isfinite(found.q).all()
+    expected = [theory.chain_bound(REWARDS, VISITS, delta, 0.9, 0.3, "box") for delta in found.deltas]
+    np.testing.assert_allclose(found.q[0, 0], expected, atol=1e-8)

@@ -203,6 +203,9 @@ class Counts:
             >>> counts.visits.tolist(), counts.survival.tolist()
             ([[1.0, 1.0], [0.0, 1.0]], [[1.0, 1.0], [0.0, 0.0]])
         """
+        shapes = [np.shape(column) for column in (observations, actions, rewards, next_observations, terminated)]
+        if len(set(shapes)) > 1 or len(shapes[0]) != 1:
+            raise ValueError(f"columns have shapes {shapes}: give one number a transition in each, all alike")
         if not len(actions):
             raise ValueError("there is no transition: give at least one")
         ends = np.asarray(terminated, dtype=bool)

@@ -231,7 +231,7 @@ class TabularCCVL:
             first = np.ascontiguousarray(sign * start.q.max(axis=1).T)
         # An eighth of the tolerance is for the sweeps, a quarter for rounding that makes equal values equal again.
         contraction, wanted = 1 - float(self.gamma), float(self.tol) / 8 * (1 - float(self.gamma))
-        precise = 16 * float(np.finfo(self.dtype).eps) * (max(abs(low), abs(high)) - problem.unknown[0])
+        precise = 16 * float(np.finfo(self.dtype).eps) * (max(abs(low), abs(high)) + abs(float(problem.unknown[0])))
         quantum = 2.0 ** np.floor(np.log2(float(self.tol) / 2)) if wanted > precise else 0.0
         tol = max(wanted, precise)
         solved = solve(problem, tol, int(self.max_sweeps), quantum, first, progress)
@@ -239,7 +239,8 @@ class TabularCCVL:
         if sign < 0:
             np.negative(q, out=q)
         swept = self.budget != "sum" or self.splits == "interpolated"
-        error = solved.residual / contraction + (quantum / 2 if swept else 0.0)
+        # `precise` is twice what rounding can do to one backup; every step to come adds its own.
+        error = (solved.residual + precise / 2) / contraction + (quantum / 2 if swept else 0.0)
         return TabularValues(
             np.moveaxis(q, 0, -1), deltas, counts.seen, self.bound, self.budget, alpha, (low, high),
             "converged" if solved.residual <= tol else "not_converged", solved.sweeps, error,
@@ -262,7 +263,7 @@ class TabularCCVL:
             transition=sparse.csr_array(gamma * counts.probabilities).astype(dtype),
             trivial=(following if trivial else np.full(following.shape, -np.inf)).astype(dtype),
             seen=counts.seen,
-            unknown=sign * extreme - alpha * depth * np.sqrt(np.log(union / deltas)),
+            unknown=sign * extreme - alpha * depth * np.sqrt(np.log(float(union)) - np.log(deltas)),
             minimises=self.bound == "upper",
             deltas=deltas,
             budget=self.budget,
@@ -278,6 +279,8 @@ def _rank_unseen(solved: Solved, problem: Problem) -> Float[np.ndarray, "confide
     if problem.minimises or not others.any():
         return solved.q
     known = solved.q[:, seen]
-    offset = float(known.max() - known.min()) or 1.0
+    # At least a few units of the last place, or equal large values would stay equal.
+    least = 8 * float(np.finfo(known.dtype).eps) * float(np.abs(known).max())
+    offset = max(float(known.max() - known.min()) or 1.0, least)
     solved.q[:, others] = np.minimum(known.min(axis=1), problem.unknown)[:, None] - offset
     return solved.q

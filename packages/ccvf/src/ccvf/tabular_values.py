@@ -164,6 +164,8 @@ class TabularValues:
         states = np.asarray(observations)
         if states.dtype.kind not in "iu":
             raise TypeError(f"state numbers have dtype {states.dtype}: give whole numbers")
+        if states.ndim != 1:
+            raise ValueError(f"states have shape {states.shape}: give one state number each, (batch,)")
         if states.size and (states.min() < 0 or states.max() >= self.n_states):
             raise ValueError(f"a state is outside 0 to {self.n_states - 1}: values and environment do not match")
         return self.q[states][:, :, self._columns(deltas)].swapaxes(1, 2)
