@@ -16,7 +16,7 @@ from ccvf.configs import BCConfig, CQLConfig, DQNConfig, IQLConfig, LearnerConfi
 from ccvf.heads import EnsembleHead, PlainHead
 from ccvf.networks import ConfidenceNetwork, EnsembleNetwork
 from ccvf.objectives import best_next, conservative_gap, expectile_loss, take, td_loss
-from ccvf.value_learner import C, ValueLearner
+from ccvf.value_learner import C, Drawn, ValueLearner
 
 __all__ = ["DQN", "REM", "BehaviourCloning", "DiscreteCQL", "DiscreteIQL"]
 
@@ -72,9 +72,9 @@ class _OneValue(ValueLearner[C]):
 
     def _one_step(self, rewards: Tensor, discounts: Tensor, next_observations: Tensor) -> Float[Tensor, "batch heads"]:
         """Targets of (double) Q-learning."""
-        judge = self.ask("target", "q", next_observations)
-        chooser = self.ask("online", "q", next_observations) if self.config.double else judge
-        return rewards[:, None] + discounts[:, None] * best_next(chooser, judge)
+        judge = self.ask("target", "q", step.next_observations)
+        chooser = self.ask("online", "q", step.next_observations) if self.config.double else judge
+        return step.rewards[:, None] + step.discounts[:, None] * best_next(chooser, judge)
 
 
 @final
@@ -97,17 +97,12 @@ class DQN(_OneValue[DQNConfig]):
 
     def objective(
         self,
-        observations: Tensor,
-        actions: Tensor,
-        rewards: Tensor,
-        discounts: Tensor,
-        next_observations: Tensor,
-        noise: tuple[Tensor, ...],
+        step: Drawn,
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """Temporal-difference loss (see `ValueLearner.objective`)."""
         with torch.no_grad():
-            target = self._one_step(rewards, discounts, next_observations)
-        predicted = take(self.ask("online", "q", observations), actions)
+            target = self._one_step(step)
+        predicted = take(self.ask("online", "q", step.observations), step.actions)
         loss = td_loss(predicted, target, self.config.huber)
         return loss, {"td": loss.detach(), "q": predicted.mean().detach()}
 
@@ -132,19 +127,14 @@ class DiscreteCQL(_OneValue[CQLConfig]):
 
     def objective(
         self,
-        observations: Tensor,
-        actions: Tensor,
-        rewards: Tensor,
-        discounts: Tensor,
-        next_observations: Tensor,
-        noise: tuple[Tensor, ...],
+        step: Drawn,
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """Temporal-difference loss and the regulariser (see `ValueLearner.objective`)."""
         with torch.no_grad():
-            target = self._one_step(rewards, discounts, next_observations)
-        q = self.ask("online", "q", observations)
-        predicted = take(q, actions)
-        td, gap = td_loss(predicted, target, self.config.huber), conservative_gap(q, actions).mean()
+            target = self._one_step(step)
+        q = self.ask("online", "q", step.observations)
+        predicted = take(q, step.actions)
+        td, gap = td_loss(predicted, target, self.config.huber), conservative_gap(q, step.actions).mean()
         return td + self.config.alpha * gap, {"td": td.detach(), "gap": gap.detach(), "q": predicted.mean().detach()}
 
 
@@ -177,20 +167,15 @@ class REM(_OneValue[REMConfig]):
 
     def objective(
         self,
-        observations: Tensor,
-        actions: Tensor,
-        rewards: Tensor,
-        discounts: Tensor,
-        next_observations: Tensor,
-        noise: tuple[Tensor, ...],
+        step: Drawn,
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """Temporal-difference loss of the mixture (see `ValueLearner.objective`)."""
-        (weights,) = noise
+        (weights,) = step.noise
         with torch.no_grad():
-            mixed = torch.einsum("k,bka->ba", weights, self.ask("target", "q", next_observations))
-            target = rewards + discounts * mixed.amax(-1)
-        q = torch.einsum("k,bka->ba", weights, self.ask("online", "q", observations))
-        predicted = take(q[:, None], actions).squeeze(1)
+            mixed = torch.einsum("k,bka->ba", weights, self.ask("target", "q", step.next_observations))
+            target = step.rewards + step.discounts * mixed.amax(-1)
+        q = torch.einsum("k,bka->ba", weights, self.ask("online", "q", step.observations))
+        predicted = take(q[:, None], step.actions).squeeze(1)
         loss = td_loss(predicted, target, self.config.huber)
         return loss, {"td": loss.detach(), "q": predicted.mean().detach()}
 
@@ -216,15 +201,10 @@ class BehaviourCloning(_OneValue[BCConfig]):
 
     def objective(
         self,
-        observations: Tensor,
-        actions: Tensor,
-        rewards: Tensor,
-        discounts: Tensor,
-        next_observations: Tensor,
-        noise: tuple[Tensor, ...],
+        step: Drawn,
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """Cross-entropy of the logged actions (see `ValueLearner.objective`)."""
-        loss = functional.cross_entropy(self.ask("online", "q", observations)[:, 0], actions)
+        loss = functional.cross_entropy(self.ask("online", "q", step.observations)[:, 0], step.actions)
         return loss, {"cross_entropy": loss.detach()}
 
     def read(self, observations: Tensor, deltas: Tensor) -> Tensor:
@@ -262,26 +242,21 @@ class DiscreteIQL(_OneValue[IQLConfig]):
 
     def objective(
         self,
-        observations: Tensor,
-        actions: Tensor,
-        rewards: Tensor,
-        discounts: Tensor,
-        next_observations: Tensor,
-        noise: tuple[Tensor, ...],
+        step: Drawn,
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """Expectile, temporal-difference and weighted cloning losses (see `ValueLearner.objective`)."""
         config = self.config
         with torch.no_grad():
-            logged = take(self.ask("target", "q", observations), actions)
-            following = self.ask("online", "v", next_observations)[:, :, 0]
-            target = rewards[:, None] + discounts[:, None] * following
-        value = self.ask("online", "v", observations)[:, :, 0]
+            logged = take(self.ask("target", "q", step.observations), step.actions)
+            following = self.ask("online", "v", step.next_observations)[:, :, 0]
+            target = step.rewards[:, None] + step.discounts[:, None] * following
+        value = self.ask("online", "v", step.observations)[:, :, 0]
         advantage = logged - value.detach()
         weight = torch.exp(config.temperature * advantage).clamp(max=config.largest_weight).squeeze(1)
-        td = td_loss(take(self.ask("online", "q", observations), actions), target, config.huber)
+        td = td_loss(take(self.ask("online", "q", step.observations), step.actions), target, config.huber)
         expectile = expectile_loss(logged - value, config.expectile)
-        logits = self.ask("online", "policy", observations)[:, 0]
-        cloning = (weight * functional.cross_entropy(logits, actions, reduction="none")).mean()
+        logits = self.ask("online", "policy", step.observations)[:, 0]
+        cloning = (weight * functional.cross_entropy(logits, step.actions, reduction="none")).mean()
         metrics = {"td": td.detach(), "expectile": expectile.detach(), "cloning": cloning.detach()}
         return td + expectile + cloning, metrics
 

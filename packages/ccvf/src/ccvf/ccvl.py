@@ -22,7 +22,7 @@ from ccvf.objectives import (
     td_loss,
 )
 from ccvf.penalties import Bonus
-from ccvf.value_learner import ValueLearner
+from ccvf.value_learner import Drawn, ValueLearner
 
 __all__ = ["DeepCCVL"]
 
@@ -109,26 +109,21 @@ class DeepCCVL(ValueLearner[CCVLConfig]):
 
     def objective(
         self,
-        observations: Tensor,
-        actions: Tensor,
-        rewards: Tensor,
-        discounts: Tensor,
-        next_observations: Tensor,
-        noise: tuple[Tensor, ...],
+        step: Drawn,
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """The loss over all confidences drawn (see `ValueLearner.objective`)."""
-        u, network = noise[0], self.network("online")
+        u, network = step.noise[0], self.network("online")
         deltas = torch.exp(-u.square())
         with torch.no_grad():
-            target = self.backup(rewards, discounts, next_observations, deltas, noise[1:])
-        features = network.encode(observations)
+            target = self.backup(step.rewards, step.discounts, step.next_observations, deltas, step.noise[1:])
+        features = network.encode(step.observations)
         q = network.decode(features, deltas)
-        predicted = take(q, actions)
+        predicted = take(q, step.actions)
         td = td_loss(predicted, target, self.config.huber)
         loss, metrics = td, {"td": td.detach(), "q_sure": predicted[:, -1].mean().detach(),
                              "q_free": predicted[:, 0].mean().detach()}  # fmt: skip
         if self.config.method == "cql":
-            gap = conservative_gap(q if self.config.lift else _held(network, features, deltas), actions)
+            gap = conservative_gap(q if self.config.lift else _held(network, features, deltas), step.actions)
             loss = loss + self.config.alpha * (u * gap).mean()
             metrics["gap"] = gap.mean().detach()
         if self.config.hinge:

@@ -5,7 +5,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float, Shaped
@@ -16,10 +16,30 @@ from ccvf.confidence import check_deltas
 from ccvf.configs import LearnerConfig
 from ccvf.learners import Learner
 
-__all__ = ["ValueLearner"]
+__all__ = ["C", "Drawn", "ValueLearner"]
 
 
 C = TypeVar("C", bound=LearnerConfig)
+
+
+class Drawn(NamedTuple):
+    """All that the loss of one update is a function of, beside the networks.
+
+    Attributes:
+        observations: (batch, *observation shape).
+        actions: (batch,).
+        rewards: (batch,).
+        discounts: (batch,), 0 where no future follows.
+        next_observations: (batch, *observation shape).
+        noise: What `ValueLearner.draw` gave.
+    """
+
+    observations: Tensor
+    actions: Tensor
+    rewards: Tensor
+    discounts: Tensor
+    next_observations: Tensor
+    noise: tuple[Tensor, ...] = ()
 
 
 class ValueLearner(Learner, Generic[C]):
@@ -76,22 +96,12 @@ class ValueLearner(Learner, Generic[C]):
     @abstractmethod
     def objective(
         self,
-        observations: Tensor,
-        actions: Tensor,
-        rewards: Tensor,
-        discounts: Tensor,
-        next_observations: Tensor,
-        noise: tuple[Tensor, ...],
+        step: Drawn,
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """The loss of a batch and figures of it; pure but for the networks it reads.
 
         Args:
-            observations: (batch, *observation shape).
-            actions: (batch,).
-            rewards: (batch,).
-            discounts: (batch,), 0 where no future follows.
-            next_observations: (batch, *observation shape).
-            noise: What `draw` gave.
+            step: The batch and what was drawn for it.
 
         Returns:
             The loss, and 0-d tensors without gradient.
@@ -110,10 +120,9 @@ class ValueLearner(Learner, Generic[C]):
         """Take one gradient step (see `Learner.update`)."""
         rewards = batch.rewards.sign() if self.config.clip_rewards else batch.rewards
         with self.autocast():
-            loss, metrics = self._objective(
-                batch.observations, batch.actions, rewards, batch.discounts(self.gamma), batch.next_observations,
-                self.draw(batch),
-            )  # fmt: skip
+            step = Drawn(batch.observations, batch.actions, rewards, batch.discounts(self.gamma),
+                         batch.next_observations, self.draw(batch))  # fmt: skip
+            loss, metrics = self._objective(step)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         if self.config.clip_gradient is not None:
