@@ -364,7 +364,7 @@ def test_a_training_can_be_made_longer_but_not_another(
 
 def arrays(path: Path, **changed: Any) -> Path:
     """A file of plain arrays."""
-    columns = {
+    columns: dict[str, Any] = {
         "observations": np.eye(4, dtype=np.float32)[:3], "actions": np.array([0, 1, 1]), "rewards": np.ones(3),
         "next_observations": np.eye(4, dtype=np.float32)[1:4], "terminated": np.array([0, 0, 1]),
     }  # fmt: skip
