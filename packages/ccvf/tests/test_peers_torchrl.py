@@ -8,6 +8,7 @@ import torch
 from ccvf.baselines import DQN, DiscreteCQL
 from ccvf.batches import Batch
 from ccvf.configs import CQLConfig, DQNConfig
+from ccvf.value_learner import Drawn
 
 pytestmark = pytest.mark.peer
 ACTIONS, GAMMA, SIZE = 5, 0.97, 32
@@ -76,7 +77,7 @@ def table(batch):
 
 def ours(learner, batch):
     loss, metrics = learner.objective(
-        batch.observations, batch.actions, batch.rewards, batch.discounts(GAMMA), batch.next_observations, ()
+        Drawn(batch.observations, batch.actions, batch.rewards, batch.discounts(GAMMA), batch.next_observations)
     )
     loss.backward()
     return loss, metrics

@@ -70,7 +70,7 @@ class _OneValue(ValueLearner[C]):
             return network(observations)
         return network(observations, observations.new_ones(1, dtype=torch.float32))
 
-    def _one_step(self, rewards: Tensor, discounts: Tensor, next_observations: Tensor) -> Float[Tensor, "batch heads"]:
+    def _one_step(self, step: Drawn) -> Float[Tensor, "batch heads"]:
         """Targets of (double) Q-learning."""
         judge = self.ask("target", "q", step.next_observations)
         chooser = self.ask("online", "q", step.next_observations) if self.config.double else judge
