@@ -105,6 +105,22 @@ def test_a_learner_is_the_same_after_saving(kind: Any, config: Any, tmp_path: Pa
     assert all(torch.equal(value, again.state()[0][name]) for name, value in learner.state()[0].items())
 
 
+@pytest.mark.parametrize(("kind", "config"), ALL)
+def test_a_state_is_a_copy_and_two_learners_restored_from_it_share_nothing(kind: Any, config: Any) -> None:
+    data = one_hot_log()
+    learner, twin, other = (kind((3,), 2, config) for _ in range(3))
+    learner.update(batch_of(data))
+    tensors, extra = learner.state()
+    kept = {name: value.clone() for name, value in tensors.items()}
+    twin.restore(tensors, extra)
+    other.restore(tensors, extra)
+    for _ in range(6):
+        twin.update(batch_of(data))
+    assert all(torch.equal(value, kept[name]) for name, value in tensors.items())
+    for untouched in (learner, other):
+        assert all(torch.equal(value, kept[name]) for name, value in untouched.state()[0].items())
+
+
 def network_values(learner: DeepCCVL, which: Literal["online", "target"], x: Tensor, deltas: Tensor) -> Tensor:
     with torch.no_grad():
         return learner.network(which)(x, deltas)

@@ -106,7 +106,7 @@ def test_it_goes_on_exactly_and_is_the_same_again(world):
     later = FittedQEvaluation(
         world[1], DELTAS, (), gamma=GAMMA, n_states=5, seed=9, learning_rate=5e-3, target_every=30
     )
-    later.restore({name: tensor.clone() for name, tensor in tensors.items()}, extra)
+    later.restore(tensors, extra)
     for _ in range(30):
         later.update(sampler.next())
     assert later.updates == 60

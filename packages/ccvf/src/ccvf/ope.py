@@ -150,6 +150,7 @@ class FittedQEvaluation(Learner):
         tensors |= {f"target.{k}": v for k, v in self.target.state_dict().items()}
         for place, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{place}.{name}": torch.as_tensor(value) for name, value in moments.items()}
+        tensors = {name: value.clone() for name, value in tensors.items()}  # what was saved must not go on learning
         return tensors, {"learner": "fitted-q-evaluation", "updates": self.updates, "deltas": self.deltas.tolist()}
 
     def restore(self, tensors: Mapping[str, Tensor], extra: Mapping[str, Any]) -> None:
@@ -162,7 +163,7 @@ class FittedQEvaluation(Learner):
         moments: dict[int, dict[str, Tensor]] = {}
         for key, value in _under(tensors, "optimizer.").items():
             place, _, name = key.partition(".")
-            moments.setdefault(int(place), {})[name] = value
+            moments.setdefault(int(place), {})[name] = value.clone()  # the optimiser keeps what it is given
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
         self.updates = int(extra["updates"])
 

@@ -193,7 +193,8 @@ class ValueLearner(Learner, Generic[C]):
         for number, entries in self.optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{number}.{name}": value for name, value in entries.items()}
         tensors["generator"] = self.generator.get_state()
-        return tensors, {
+        # Copies: what was saved must not go on learning.
+        return {name: value.clone() for name, value in tensors.items()}, {
             "kind": self.kind,
             "config": asdict(self.config),
             "observation_shape": list(self.observation_shape),
@@ -219,7 +220,7 @@ class ValueLearner(Learner, Generic[C]):
         moments: dict[int, dict[str, Tensor]] = {}
         for name, value in _under(tensors, "optimiser.").items():
             number, entry = name.split(".", 1)
-            moments.setdefault(int(number), {})[entry] = value
+            moments.setdefault(int(number), {})[entry] = value.clone()  # the optimiser keeps what it is given
         self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": moments})
         kept = tensors["generator"].cpu()
         if kept.numel() == self.generator.get_state().numel():  # a generator of another kind of device has another
