@@ -1,6 +1,6 @@
 """Tables of the MinAtar benchmark, from its file.
 
-python summarise_minatar.py [results/bench_minatar.json] writes results/minatar_summary.json beside it.
+python summarise_minatar.py [results/minatar.json] writes results/minatar_summary.json beside it.
 """
 
 import sys
@@ -100,7 +100,7 @@ def rows_of(found: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def main(argv: Sequence[str]) -> int:
     """Read the benchmark's file, write the summary, print the tables."""
-    source = Path(argv[0]) if argv else Path(__file__).parent / "results" / "bench_minatar.json"
+    source = Path(argv[0]) if argv else Path(__file__).parent / "results" / "minatar.json"
     found = read_json(source, "repertory.ccvf.minatar/1")
     summary = {"schema": SCHEMA, "environment": found["environment"], "rows": rows_of(found),
                "notes": verdicts(found)}  # fmt: skip

@@ -1,8 +1,8 @@
 """Offline learning on MinAtar: CCVL, adapting and at fixed confidences, against CQL at fixed weights, REM and DQN.
 
-    python bench_minatar.py                    the whole comparison: 3 games, 3 seeds, 4 sizes of log; hours
-    python bench_minatar.py --seeds 1 --fractions 0.01 0.1 --updates 8000
-    python bench_minatar.py --quick            toy sizes: shows that it runs
+    python nightly_minatar.py                    the whole comparison: 3 games, 3 seeds, 4 sizes of log; hours
+    python nightly_minatar.py --seeds 1 --fractions 0.01 0.1 --updates 8000
+    python nightly_minatar.py --quick            toy sizes: shows that it runs
 
 Every training is kept in ``--folder`` and not run again; the tables are made by ``summarise_minatar.py``.
 """
@@ -41,7 +41,7 @@ def said(event: Event) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what has not been run, and write one file with all of it."""
-    own = harness.parser("bench_minatar")
+    own = harness.parser("minatar")
     own.add_argument("--games", nargs="+", default=["breakout", "asterix", "space_invaders"])
     own.add_argument("--seeds", type=int, default=3, help="how many, from 0")
     own.add_argument("--fractions", nargs="+", type=float, default=[0.01, 0.05, 0.1, 1.0])
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     own.add_argument("--episodes", type=int, default=64)
     own.add_argument("--jobs", type=int, default=2)
     own.add_argument("--folder", type=Path, default=Path("minatar-runs"), help="where finished trainings are kept")
-    args = harness.options("bench_minatar", argv, own)
+    args = harness.options("minatar", argv, own)
     if args.quick:
         args.games, args.seeds, args.fractions = ["breakout"], 1, [0.5]
         args.frames, args.updates, args.episodes = 3000, 50, 16

@@ -1,7 +1,7 @@
 """One Atari game from nothing to an adaptive policy: collect a log, learn at all confidences, play.
 
-    python bench_atari.py --device cuda                    Pong: 500,000 steps logged, 200,000 updates
-    python bench_atari.py --quick                          toy sizes: shows that it runs, on a CPU too
+    python nightly_atari.py --device cuda                    Pong: 500,000 steps logged, 200,000 updates
+    python nightly_atari.py --quick                          toy sizes: shows that it runs, on a CPU too
 
 The stages are timed one by one; the goal on one GPU is 600 s for all of them together.
 """
@@ -30,14 +30,14 @@ from common_core.benchmarks import Row, row
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the stages, write their times and the returns."""
-    own = harness.parser("bench_atari", ("cpu", "cuda"))
+    own = harness.parser("atari", ("cpu", "cuda"))
     own.add_argument("--game", default="pong")
     own.add_argument("--steps", type=int, default=500_000, help="length of the log")
     own.add_argument("--updates", type=int, default=200_000)
     own.add_argument("--batch", type=int, default=32)
     own.add_argument("--envs", type=int, default=16)
     own.add_argument("--episodes", type=int, default=16)
-    args = harness.options("bench_atari", argv, own)
+    args = harness.options("atari", argv, own)
     options, longest = ATARI_OPTIONS, 27_000
     if args.quick:
         args.steps, args.updates, args.envs, args.episodes, longest = 400, 5, 2, 2, 50
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         row(f"return, {policy}", value, None, "none", unit="return of an episode") for policy, value in returns.items()
     ]
     notes = f"{args.game}: {args.steps:,} steps logged, {args.updates:,} updates of {args.batch}, {args.envs} games"
-    harness.save("bench_atari", args, rows, notes)
+    harness.save("atari", args, rows, notes)
     return 0
 
 
