@@ -252,6 +252,22 @@ def test_a_truncated_transition_is_bootstrapped_and_a_terminated_one_is_not() ->
     assert batch_of(several).discounts(0.9).tolist() == pytest.approx([0.0, 0.9**3] * 3)
 
 
+def test_the_regulariser_leaves_values_without_conservatism_to_q_learning() -> None:
+    # Two actions logged alike that end the episode with 1 and 0: however strong it is, Q(1) = (1, 0).
+    actions = np.arange(64) % 2
+    nowhere = np.zeros(64, dtype=np.int64)
+    log = Transitions.from_arrays(nowhere, actions, 1.0 - actions, nowhere, np.ones(64, bool), n_actions=2)
+    config = CCVLConfig(
+        alpha=1.0, body="tabular", n_states=1, learning_rate=3e-2, target_period=10, huber=None, clip_gradient=None
+    )
+    learner = DeepCCVL((), 2, config)
+    for _ in range(500):
+        learner.update(batch_of(log))
+    sure, free = learner.q([0], [1e-4, 1.0])[0]
+    torch.testing.assert_close(free, torch.tensor([1.0, 0.0]), atol=0.01, rtol=0)
+    assert sure[0] < 0.6
+
+
 def test_behaviour_cloning_learns_the_shares_of_the_logged_actions() -> None:
     eye = np.eye(2, dtype=np.float32)
     state = np.repeat([0, 1], 100)

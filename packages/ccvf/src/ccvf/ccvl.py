@@ -112,22 +112,27 @@ class DeepCCVL(ValueLearner[CCVLConfig]):
         step: Drawn,
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """The loss over all confidences drawn (see `ValueLearner.objective`)."""
-        u, network = step.noise[0], self.network("online")
-        deltas = torch.exp(-u.square())
+        u, network, config = step.noise[0], self.network("online"), self.config
+        apart, deltas = config.method == "cql" and not config.lift, torch.exp(-u.square())
+        if apart:
+            deltas = torch.cat([torch.ones_like(deltas[:, :1]), deltas], 1)
         with torch.no_grad():
             target = self.backup(step.rewards, step.discounts, step.next_observations, deltas, step.noise[1:])
         features = network.encode(step.observations)
-        q = network.decode(features, deltas)
+        q = _apart(network, features, deltas) if apart else network.decode(features, deltas)
         predicted = take(q, step.actions)
-        td = td_loss(predicted, target, self.config.huber)
+        # Where delta = 1 is learnt apart, its error counts as much as that of all the others together.
+        parts = (slice(1), slice(1, None)) if apart else (slice(None),)
+        td = torch.stack([td_loss(predicted[:, part], target[:, part], config.huber) for part in parts]).sum()
         loss, metrics = td, {"td": td.detach(), "q_sure": predicted[:, -1].mean().detach(),
                              "q_free": predicted[:, 0].mean().detach()}  # fmt: skip
-        if self.config.method == "cql":
-            gap = conservative_gap(q if self.config.lift else _held(network, features, deltas), step.actions)
-            loss = loss + self.config.alpha * (u * gap).mean()
+        if config.method == "cql":
+            charged = _apart(network, features.detach(), deltas)[:, 1:] if apart else q
+            gap = conservative_gap(charged, step.actions)
+            loss = loss + config.alpha * (u * gap).mean()
             metrics["gap"] = gap.mean().detach()
-        if self.config.hinge:
-            loss = loss + self.config.hinge * monotonicity_hinge(q, deltas)
+        if config.hinge:
+            loss = loss + config.hinge * monotonicity_hinge(q, deltas)
         return loss, metrics
 
     def backup(
@@ -206,7 +211,11 @@ class DeepCCVL(ValueLearner[CCVLConfig]):
             self.bonus.restore(own, extra["bonus"])
 
 
-def _held(network: ConfidenceNetwork, features: Tensor, deltas: Tensor) -> Tensor:
-    """The same values, whose gradient moves only what the head takes off the values without conservatism."""
-    q, free = network.decode_with_free(features.detach(), deltas)
-    return q - (free - free.detach())
+def _apart(network: ConfidenceNetwork, features: Tensor, deltas: Tensor) -> Float[Tensor, "batch confidences actions"]:
+    """Values at delta = 1, which comes first, and at the rest, whose gradient moves only what is taken off the former.
+
+    Else errors at small confidences, which the regulariser keeps up, would lift the values at delta = 1 until they
+    cancel on average, and bootstrapping would multiply that.
+    """
+    q, free = network.decode_with_free(features, deltas[:, 1:])
+    return torch.cat([free, q - (free - free.detach())], 1)
