@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ccvf.scores import AggregateScores, aggregate, normalise, probability_of_improvement
-from common_core.benchmarks import SCHEMA
+from common_core.benchmarks import SCHEMA, Row, row
 from common_core.records import read_json, write_json_atomic
 
 _SEED = 0
@@ -88,13 +88,19 @@ def summarise(found: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "", *verdicts(found)])
 
 
-def rows_of(found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The tables as rows of results."""
-    rows = []
-    for part, table in table_of(found).items():
-        for name, agg in table.items():
-            rows.append({"share": part, "policy": name, "iqm": agg.iqm.to_json(), "median": agg.median.to_json(),
-                         "runs": agg.runs, "tasks": agg.tasks})  # fmt: skip
+def rows_of(found: Mapping[str, Any]) -> list[Row]:
+    """The goal, and the tables, as rows of results."""
+    tables = table_of(found)
+    every = {name: agg.iqm for name, agg in tables["all"].items()}
+    rest = {name: iqm for name, iqm in every.items() if not name.startswith("ccvl")}
+    best = max(rest, key=lambda name: float(rest[name]))
+    own = every["ccvl adaptive"]
+    rows = [row("all sizes: adaptive CCVL against the best at one setting", own, rest[best], best,
+                float(own) / float(rest[best]), goal=1.0, unit="IQM", at_least=True)]  # fmt: skip
+    for part, table in tables.items():
+        size = "all sizes" if part == "all" else f"{float(part):.0%} of the log"
+        for name, agg in sorted(table.items(), key=lambda kv: -float(kv[1].iqm)):
+            rows.append(row(f"{size}: {name}", agg.iqm, None, "none", unit="IQM"))
     return rows
 
 
@@ -102,8 +108,18 @@ def main(argv: Sequence[str]) -> int:
     """Read the benchmark's file, write the summary, print the tables."""
     source = Path(argv[0]) if argv else Path(__file__).parent / "results" / "minatar.json"
     found = read_json(source, "repertory.ccvf.minatar/1")
-    summary = {"schema": SCHEMA, "environment": found["environment"], "rows": rows_of(found),
-               "notes": verdicts(found)}  # fmt: skip
+    about, runs = found["environment"], [run["setting"] for run in found["runs"].values()]
+    games, seeds = (sorted({run[name] for run in runs}) for name in ("game", "seed"))
+    notes = (
+        f"{', '.join(games)}; {len(seeds)} seeds; logs of {runs[0]['frames']:,} frames; {runs[0]['updates']:,} updates; "
+        f"{runs[0]['episodes']} episodes a policy in 16 games side by side. 0 is a random policy, 1 the mean return at "
+        f"the end of the log; intervals: stratified bootstrap. {'; '.join(verdicts(found))}"
+    )
+    summary = {
+        "schema": SCHEMA, "benchmark": "minatar_summary", "device": about["device"], "versions": about["versions"],
+        "commit": about["commit"], "command": "python packages/ccvf/benchmarks/nightly_minatar.py",
+        "rows": rows_of(found), "notes": notes,
+    }  # fmt: skip
     write_json_atomic(source.with_name("minatar_summary.json"), summary)
     print(summarise(found))
     return 0
