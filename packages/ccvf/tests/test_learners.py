@@ -1,6 +1,8 @@
 """Learners: their backups against tables, their order in delta, their exact resumption."""
 
+import copy
 import dataclasses
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -16,6 +18,9 @@ from ccvf.baselines import DQN, REM, BehaviourCloning, DiscreteCQL, DiscreteIQL
 from ccvf.batches import Batch
 from ccvf.ccvl import DeepCCVL
 from ccvf.configs import BCConfig, CCVLConfig, CQLConfig, DQNConfig, IQLConfig, REMConfig
+from ccvf.exact_counts import ExactCounts
+from ccvf.io import FormatError, load_checkpoint, save_checkpoint
+from ccvf.multi_step import n_step
 from ccvf.objectives import split_confidences
 from ccvf.penalties import Bonus
 from ccvf.saving import load_learner, save_learner
@@ -119,6 +124,34 @@ def test_a_state_is_a_copy_and_two_learners_restored_from_it_share_nothing(kind:
     assert all(torch.equal(value, kept[name]) for name, value in tensors.items())
     for untouched in (learner, other):
         assert all(torch.equal(value, kept[name]) for name, value in untouched.state()[0].items())
+
+
+def test_a_learner_with_a_bonus_is_loaded_whole_or_called_damaged(tmp_path: Path) -> None:
+    data = one_hot_log()
+    bonus = ExactCounts().fit(data, torch.Generator().manual_seed(0))
+    learner = DeepCCVL((3,), 2, CCVLConfig(**SMALL, method="bonus"), bonus=bonus)
+    learner.update(batch_of(data))
+    save_learner(tmp_path / "a.safetensors", learner)
+    again, _ = load_learner(tmp_path / "a.safetensors")
+    assert torch.equal(again.values(torch.eye(3), torch.tensor([0.1])), learner.q(torch.eye(3), 0.1))
+    tensors, about = load_checkpoint(tmp_path / "a.safetensors")
+    del tensors["learner.bonus.counts"]
+    save_checkpoint(tmp_path / "b.safetensors", tensors, about)
+    with pytest.raises(FormatError, match="cannot be made a learner again"):
+        load_learner(tmp_path / "b.safetensors")
+
+
+def test_copies_of_a_compiled_learner_train_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    # In place of a compiler: like its results, a function that keeps the learner it was made for.
+    monkeypatch.setattr(torch, "compile", lambda method: lambda step: method(step))
+    learner = DQN((3,), 2, DQNConfig(**SMALL, compile=True))
+    batch = batch_of(one_hot_log())
+    learner.update(batch)
+    kept = learner.state()[0]
+    for twin in (copy.deepcopy(learner), pickle.loads(pickle.dumps(learner))):
+        twin.update(batch)
+        assert all(torch.equal(value, kept[name]) for name, value in learner.state()[0].items())
+        assert not torch.equal(twin.state()[0]["online.q.head.dense.bias"], kept["online.q.head.dense.bias"])
 
 
 def network_values(learner: DeepCCVL, which: Literal["online", "target"], x: Tensor, deltas: Tensor) -> Tensor:
@@ -308,6 +341,16 @@ def test_autocast_changes_little_and_keeps_values_in_full_precision() -> None:
     assert half.q(torch.eye(3), 0.1).dtype == torch.float32
 
 
+def test_autocast_leaves_large_mixtures_of_heads_in_full_precision() -> None:
+    figures = {}
+    for amp in (False, True):
+        learner = REM((3,), 2, REMConfig(**SMALL, heads=7, amp=amp))
+        with torch.no_grad():
+            learner.online["q"].head.dense.bias += 1000.3  # of which bfloat16 would make 1000
+        figures[amp] = float(learner.update(batch_of(one_hot_log()))["q"])
+    assert figures[True] == pytest.approx(figures[False], abs=0.01)
+
+
 def test_rewards_are_clipped_if_asked() -> None:
     batch = batch_of(one_hot_log())
     signs = dataclasses.replace(batch, rewards=batch.rewards.sign())
@@ -355,6 +398,8 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         check_fit(DQN((3,), 5, DQNConfig(**SMALL)), data)
     with pytest.raises(ValueError, match="no transition"):
         check_fit(DQN((3,), 2, DQNConfig(**SMALL)), data.select(slice(0, 0)))
+    with pytest.raises(ValueError, match="signs before n_step"):
+        check_fit(DQN((3,), 2, DQNConfig(**SMALL, clip_rewards=True)), n_step(data, 3, 0.9))
     train(DQN((3,), 2, DQNConfig(**SMALL)), data, updates=2, checkpoint=place)
     with pytest.raises(ValueError, match="batch_size"):
         train(DQN((3,), 2, DQNConfig(**SMALL)), data, updates=4, batch_size=8, checkpoint=place, resume=True)

@@ -170,11 +170,11 @@ class REM(_OneValue[REMConfig]):
         step: Drawn,
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """Temporal-difference loss of the mixture (see `ValueLearner.objective`)."""
-        (weights,) = step.noise
+        (weights,) = step.noise  # sums, not products of matrices: autocast would round those to bfloat16
         with torch.no_grad():
-            mixed = torch.einsum("k,bka->ba", weights, self.ask("target", "q", step.next_observations))
+            mixed = (weights[:, None] * self.ask("target", "q", step.next_observations)).sum(1)
             target = step.rewards + step.discounts * mixed.amax(-1)
-        q = torch.einsum("k,bka->ba", weights, self.ask("online", "q", step.observations))
+        q = (weights[:, None] * self.ask("online", "q", step.observations)).sum(1)
         predicted = take(q[:, None], step.actions).squeeze(1)
         loss = td_loss(predicted, target, self.config.huber)
         return loss, {"td": loss.detach(), "q": predicted.mean().detach()}

@@ -28,7 +28,7 @@ class LearnerConfig:
         double: Choose the next action by the online network and value it by the target network.
         huber: Error at which the loss turns linear; None: squared error.
         clip_gradient: Largest norm of the gradient; None: not clipped.
-        clip_rewards: Train on the signs of the rewards, as is usual on Atari.
+        clip_rewards: Train on the signs of the rewards, as is usual on Atari; of single steps only.
         body: Trunk: "mlp", "minatar", "nature", "tabular" (state numbers), or "auto" by the observations' shape.
         hidden: Widths of an "mlp" trunk; the last layer of the others is as wide as published.
         n_states: Number of states of a "tabular" trunk.

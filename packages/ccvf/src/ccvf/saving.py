@@ -56,20 +56,20 @@ def load_learner(
     """
     tensors, about = load_checkpoint(path)
     extra = about.get("learner")
-    if not isinstance(extra, dict) or extra.get("kind") not in KINDS:
+    if not isinstance(extra, dict) or str(extra.get("kind")) not in KINDS:
         raise FormatError(f"{path} holds no learner of a known kind ({', '.join(KINDS)})")
     kind, settings = KINDS[extra["kind"]]
     own = {name.removeprefix("learner."): value for name, value in tensors.items() if name.startswith("learner.")}
     options: dict[str, Any] = {}
-    if "bonus" in extra:
-        from ccvf.bonuses import restore_bonus
-
-        held = {name.removeprefix("bonus."): value for name, value in own.items() if name.startswith("bonus.")}
-        options["bonus"] = restore_bonus(held, extra["bonus"], device=device)
     try:
+        if "bonus" in extra:
+            from ccvf.bonuses import restore_bonus
+
+            held = {name.removeprefix("bonus."): value for name, value in own.items() if name.startswith("bonus.")}
+            options["bonus"] = restore_bonus(held, extra["bonus"], device=device or "cpu")
         config = settings(**extra["config"])
         learner = kind(tuple(extra["observation_shape"]), extra["n_actions"], config, device=device, **options)
         learner.restore(own, extra)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise FormatError(f"{path} cannot be made a learner again: {error}") from None
     return learner, about.get("info", {})

@@ -16,6 +16,7 @@ from ccvf.learners import Learner
 from ccvf.progress import bar
 from ccvf.sampling import Sampler
 from ccvf.transitions import Transitions
+from ccvf.value_learner import ValueLearner
 
 __all__ = ["DivergenceError", "History", "check_fit", "train"]
 
@@ -63,7 +64,8 @@ def check_fit(learner: Learner, data: Transitions) -> None:
         data: The log.
 
     Raises:
-        ValueError: If the log is empty, or its observations or actions are not the learner's.
+        ValueError: If the log is empty, or its observations or actions are not the learner's, or it takes signs of
+            rewards that are sums already.
     """
     if len(data) == 0:
         raise ValueError("the log has no transition: there is nothing to learn from")
@@ -72,6 +74,10 @@ def check_fit(learner: Learner, data: Transitions) -> None:
                          f"{learner.observation_shape}")  # fmt: skip
     if data.n_actions != learner.n_actions:
         raise ValueError(f"the log has {data.n_actions} actions and the learner was made for {learner.n_actions}")
+    if isinstance(learner, ValueLearner) and learner.config.clip_rewards and (data.steps != 1).any():
+        raise ValueError("clip_rewards takes signs, and the log's rewards are sums over several steps: take the signs "
+                         "before n_step, dataclasses.replace(log, rewards=numpy.sign(log.rewards)), and leave "
+                         "clip_rewards out")  # fmt: skip
 
 
 def train(
@@ -120,7 +126,9 @@ def train(
     check_fit(learner, data)
     draws = generator if generator is not None else torch.Generator().manual_seed(0)
     sampler = Sampler(data, int(batch_size), draws, device=learner.device)
-    run = _Run(learner, sampler, {"batch_size": int(batch_size), "log": data.fingerprint()})
+    # The fingerprint reads the whole log, which is some seconds for one of Atari.
+    log = None if checkpoint is None else data.fingerprint()
+    run = _Run(learner, sampler, {"batch_size": int(batch_size), "log": log})
     if resume and checkpoint is not None and Path(checkpoint).exists():
         run.restore(checkpoint)
     try:

@@ -2,7 +2,7 @@
 
 import copy
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
@@ -82,7 +82,18 @@ class ValueLearner(Learner, Generic[C]):
         self.optimiser = torch.optim.Adam(
             self.online.parameters(), lr=config.learning_rate, eps=config.adam_epsilon, fused=True
         )
-        self._objective = torch.compile(self.objective) if config.compile else self.objective
+        self._objective = self._compiled()
+
+    def _compiled(self) -> Callable[[Drawn], tuple[Tensor, dict[str, Tensor]]]:
+        return torch.compile(self.objective) if self.config.compile else self.objective
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A compiled loss stays that of the learner it was made for, also in a copy: copies make their own.
+        return {name: value for name, value in vars(self).items() if name != "_objective"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._objective = self._compiled()
 
     @property
     def device(self) -> torch.device:
