@@ -10,10 +10,10 @@ from ccvf import (
     choose_delta,
     empirical_returns,
     estimate_returns,
+    gridworld_log,
     lava_world,
     train,
 )
-from ccvf.gridworlds import gridworld_log
 
 torch.set_num_threads(1)  # tensors are small
 world = lava_world()
@@ -28,7 +28,7 @@ values = TabularCCVL(gamma, alpha=0.3, deltas=deltas).fit(Counts.from_transition
 evaluation = FittedQEvaluation(
     values, deltas, held_out.observation_shape, gamma=gamma, n_states=mdp.n_states, learning_rate=0.01, target_every=50
 )
-train(evaluation, held_out, updates=1500, batch_size=256)
+train(evaluation, held_out, updates=800, batch_size=256)
 starts = held_out.observations() == int(mdp.initial.argmax())  # judged from the start, where it will be deployed
 fitted = estimate_returns(evaluation, held_out, starts=starts)
 

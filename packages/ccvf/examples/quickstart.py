@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from ccvf import AdaptivePolicy, Counts, TabularCCVL, evaluate, lava_world, make_vector, u_grid
-from ccvf.gridworlds import gridworld_log
+from ccvf import AdaptivePolicy, Counts, TabularCCVL, evaluate, gridworld_log, lava_world, make_vector, u_grid
 
 world = lava_world()  # 7 x 7, a bar of lava between start and goal, a tenth of the steps go astray
 mdp, gamma = world.mdp, world.gamma

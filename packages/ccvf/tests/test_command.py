@@ -346,7 +346,7 @@ def test_a_training_can_be_made_longer_but_not_another(
     for more, why in (
         (("--updates", 10, "--alpha", 2), "alpha was 1.0 and is now 2.0"),
         (("--updates", 10, "--seed", 2), "seed was 0 and is now 2"),
-        (("--updates", 5), "which is fewer"),
+        (("--updates", 5), "10 updates were made already and 5 are asked for"),
     ):
         status, _, shown = run(capsys, *words, folder, *more, "--resume")
         assert status == 2

@@ -5,6 +5,7 @@ import math
 import os
 import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from ccvf.cli_runs import CHECKPOINT, CONFIG, LEARNER, VALUES, Run
@@ -42,10 +43,20 @@ def check_folder(run: Run, resume: bool) -> None:
         raise ValueError(f"{run.folder} holds a training already; go on with --resume, or give another folder")
     known = Run.load(run.folder)
     differs = known.difference(run)
-    if not differs and run.settings.updates < known.settings.updates:
-        differs = f"updates were {known.settings.updates} and are now {run.settings.updates}, which is fewer"
+    made = _made(run.folder / CHECKPOINT)
+    if not differs and run.settings.updates < made:
+        differs = f"{made} updates were made already and {run.settings.updates} are asked for"
     if differs:
         raise ValueError(f"{run.folder} cannot be resumed: {differs}. Resume with the same, or give another folder")
+
+
+def _made(checkpoint: Path) -> int:
+    """Updates that a checkpoint holds; 0 where there is none."""
+    if not checkpoint.is_file():
+        return 0
+    from ccvf.io import load_checkpoint
+
+    return int(load_checkpoint(checkpoint)[1]["learner"]["updates"])
 
 
 def train_run(run: Run, data: Transitions, device: str, checkpoint_every: int) -> dict[str, Any]:
@@ -112,8 +123,7 @@ def _learn(run: Run, data: Transitions, device: str, checkpoint_every: int) -> d
         if new and not checkpoint.is_file():
             (run.folder / CONFIG).unlink()  # nothing to go on from
         elif isinstance(error, KeyboardInterrupt):
-            word = f"{learner.updates} updates are kept; the same command with --resume goes on from there"
-            progress().print(word, soft_wrap=True)
+            progress().print("what was learnt is kept; the same command with --resume goes on from there")
         raise
     save_learner(run.folder / LEARNER, learner, {"settings": settings.plain(), "log": run.log})
     run.end(asdict(history))
