@@ -112,6 +112,16 @@ def test_persistence():
     np.testing.assert_array_equal(kept["episode"][0][1], kept["episode"][1][1])
 
 
+@pytest.mark.parametrize("persist", ["env", "episode", "shared"])
+def test_an_episode_given_up_leaves_no_residuals_to_the_next(persist):
+    policy = AdaptivePolicy(table(), gamma=0.9, deltas=DELTAS, persist=persist)
+    policy.act(np.array([0, 1]))
+    policy.observe(np.ones(2), np.array([2, 3]), NO, NO)
+    policy.reset(np.array([True, False]))
+    assert (policy.belief.traces[0] == 0).all()
+    assert (policy.belief.traces[1] != 0).any()
+
+
 def test_a_sampled_confidence_may_last_an_episode():
     policy = AdaptivePolicy(table(), gamma=0.9, deltas=DELTAS, act="sample", resample="episode",
                             evidence=Evidence(beta=0), generator=np.random.default_rng(1))  # fmt: skip

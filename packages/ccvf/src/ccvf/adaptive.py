@@ -3,7 +3,7 @@
 import warnings
 from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, SupportsFloat, SupportsInt, final, get_args
 
 import numpy as np
@@ -190,7 +190,7 @@ class AdaptivePolicy(Policy):
         self._record()
 
     def reset(self, envs: Bool[np.ndarray, " envs"] | None = None) -> None:
-        """Before episodes start: let go of held confidences, and of the belief too with persist="episode"."""
+        """Before episodes start: let go of held confidences and residuals, with persist="episode" of the belief too."""
         if not self._envs:
             return
         chosen = np.ones(self._envs, dtype=bool) if envs is None else np.asarray(envs, dtype=bool)
@@ -199,6 +199,8 @@ class AdaptivePolicy(Policy):
         self._held = np.where(chosen, -1, self._held)
         if self.persist == "episode":
             self.belief = reset(self.belief, chosen)
+        else:  # an episode may be given up before it ended
+            self.belief = replace(self.belief, traces=np.where(chosen[:, None], 0.0, self.belief.traces))
 
     def forget(self) -> None:
         """Start anew: no evidence, no history, any number of environments."""
