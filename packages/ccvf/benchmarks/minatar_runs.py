@@ -24,8 +24,8 @@ from ccvf.transitions import Transitions
 from ccvf.transitions_summary import returns_of
 from ccvf.value_learner import ValueLearner
 
-METHODS = ("dqn", "rem", "cql-0.1", "cql-0.5", "cql-1", "cql-4", "ccvl")
-FIXED_U = (0.0, 0.5, 1.0, 2.0, 3.0)  # conservatism sqrt(log(1/delta)) of the fixed policies of one CCVL training
+METHODS = ("dqn", "rem", "cql-0.1", "cql-0.5", "cql-1", "cql-4", "ccvl", "ccvl-cql")
+FIXED_U = (0.0, 1.0, 2.0, 3.0)  # conservatism sqrt(log(1/delta)) of the fixed policies of one CCVL training
 SHARED: dict[str, Any] = {"learning_rate": 5e-4, "target_period": 400}  # of all methods alike
 ENVS = 16
 LONGEST = 2500  # steps of an episode that is judged
@@ -97,6 +97,9 @@ def make_learner(method: str, data: Transitions, seed: int) -> ValueLearner[Any]
     where = (data.observation_shape, data.n_actions)
     generator = torch.Generator().manual_seed(seed)
     name, _, alpha = method.partition("-")
+    if method == "ccvl-cql":  # CQL's own regulariser, whose weight the confidence sets
+        regulariser = CCVLConfig(**SHARED, method="cql", alpha=1.0, lift=True, head="cosine")
+        return DeepCCVL(*where, regulariser, generator=generator)
     if name == "dqn":
         return DQN(*where, DQNConfig(**SHARED), generator=generator)
     if name == "rem":
@@ -116,8 +119,8 @@ def policies(learner: ValueLearner[Any], seed: int) -> dict[str, Policy]:
         seed: Of the random actions of fixed policies.
 
     Returns:
-        Greedy ones; of CCVL at fixed confidences, and adapting by our evidence, by the paper's, and at
-        the mode of the belief in place of its mean.
+        Greedy ones; of CCVL at fixed confidences, and adapting by our evidence, by the paper's, at the
+        mode of the belief in place of its mean, and by one belief that all games feed.
     """
     if not isinstance(learner, DeepCCVL):
         return {"greedy": FixedPolicy(learner, 1.0)}
@@ -125,6 +128,7 @@ def policies(learner: ValueLearner[Any], seed: int) -> dict[str, Policy]:
     for name, evidence in (("adaptive", Evidence()), ("adaptive-paper", PAPER)):
         fixed[name] = AdaptivePolicy(learner, gamma=learner.gamma, evidence=evidence)
     fixed["adaptive-mode"] = AdaptivePolicy(learner, gamma=learner.gamma, act="argmax")
+    fixed["adaptive-shared"] = AdaptivePolicy(learner, gamma=learner.gamma, persist="shared")
     return fixed
 
 

@@ -112,8 +112,8 @@ def main(argv: Sequence[str]) -> int:
     games, seeds = (sorted({run[name] for run in runs}) for name in ("game", "seed"))
     notes = (
         f"{', '.join(games)}; {len(seeds)} seeds; logs of {runs[0]['frames']:,} frames; {runs[0]['updates']:,} "
-        f"updates; {runs[0]['episodes']} episodes a policy in 16 games side by side. 0 is a random policy, 1 the mean return at "
-        f"the end of the log; intervals: stratified bootstrap. {'; '.join(verdicts(found))}"
+        f"updates; {runs[0]['episodes']} episodes a policy in 16 games side by side. 0 is a random policy, 1 the mean "
+        f"return at the end of the log; intervals: stratified bootstrap. {'; '.join(verdicts(found))}"
     )
     summary = {
         "schema": SCHEMA, "benchmark": "minatar_summary", "device": about["device"], "versions": about["versions"],

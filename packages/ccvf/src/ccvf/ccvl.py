@@ -88,7 +88,9 @@ class DeepCCVL(ValueLearner[CCVLConfig]):
                 body.features, self.n_actions, smallest=config.smallest, knots=config.knots, generator=generator
             )
         else:
-            head = CosineHead(body.features, self.n_actions, generator=generator)
+            head = CosineHead(
+                body.features, self.n_actions, variable="u", smallest=config.smallest, generator=generator
+            )
         return {"q": ConfidenceNetwork(body, head)}
 
     def network(self, which: Literal["online", "target"]) -> ConfidenceNetwork:

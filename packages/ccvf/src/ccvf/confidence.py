@@ -58,7 +58,7 @@ def conservatism(deltas: SupportsFloat | Iterable[SupportsFloat]) -> Float[np.nd
         >>> conservatism([1.0, 0.01]).round(3).tolist()
         [0.0, 2.146]
     """
-    return np.sqrt(-np.log(check_deltas(deltas)))
+    return np.sqrt(-np.log(check_deltas(deltas))) + 0.0  # no negative zero at delta = 1
 
 
 def delta_of(u: SupportsFloat | Iterable[SupportsFloat]) -> Float[np.ndarray, " confidences"]:

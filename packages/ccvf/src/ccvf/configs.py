@@ -172,7 +172,7 @@ class CCVLConfig(LearnerConfig):
         confidences: Confidences trained per sample and update.
         splits: Candidate splits per confidence for "sum" and "product".
         smallest: The most conservative confidence trained, in (0, 1).
-        head: "monotone" (in delta, by construction) or "cosine" (the usual embedding; not monotone).
+        head: "monotone" (in delta, by construction) or "cosine" (the usual embedding, of u; not monotone).
         knots: Of the monotone head.
         hinge: Weight of a penalty on values that fall as delta grows, for the cosine head.
 
