@@ -6,6 +6,7 @@ import torch
 
 from ccvf.counts import Counts
 from ccvf.mdp import TabularMDP
+from ccvf.multi_step import n_step
 from ccvf.ope import FittedQEvaluation, estimate_returns
 from ccvf.ope_estimates import ReturnEstimates, choose_delta, episode_starts, mean_over_starts
 from ccvf.ope_tabular import empirical_returns, empirical_values
@@ -142,7 +143,8 @@ def test_ended_steps_have_no_future_and_cut_ones_have():
 def test_starts_and_choices():
     log = Transitions.from_arrays(np.arange(6), np.zeros(6, int), np.zeros(6), np.arange(1, 7),
                                   np.array([0, 1, 0, 0, 0, 1], bool), np.array([0, 0, 0, 1, 0, 0], bool))  # fmt: skip
-    assert episode_starts(log).tolist() == [True, False, True, False, True, False]
+    for data in (log, n_step(log, 2, 0.9), n_step(log, 9, 0.9)):
+        assert episode_starts(data).tolist() == [True, False, True, False, True, False]
     values = np.array([[0.0, 2.0, 1.9], [1.0, 3.0, 2.9], [0.5, 0.0, 1.9]])
     found = mean_over_starts(DELTAS, values, method="test")
     np.testing.assert_allclose(found.value, values.mean(0))

@@ -110,6 +110,9 @@ def test_terminated_wins_over_truncated():
         ({"actions": [0, 1, 2, 0, 0, 4]}, ValueError, "action 4 of transition 5 is not one of 0 to 3"),
         ({"actions": [0, -1, 2, 0, 0, 1]}, ValueError, "action -1 of transition 1"),
         ({"actions": [0, 0.5, 2, 0, 0, 1]}, TypeError, "whole numbers"),
+        ({"actions": [0, np.inf, 2, 0, 0, 1]}, TypeError, "whole numbers"),
+        ({"actions": [0, -np.inf, 2, 0, 0, 1]}, TypeError, "whole numbers"),
+        ({"actions": np.array([0, 2**63, 2, 0, 0, 1], np.uint64)}, TypeError, "whole numbers"),
         ({"actions": [0, 1]}, ValueError, r"actions have shape \(2,\); there are 6"),
         ({"rewards": [0, 0, 0, np.nan, 0, 0]}, ValueError, "reward of transition 3 is nan"),
         ({"rewards": ["a"] * 6}, TypeError, "rewards have dtype"),
@@ -133,6 +136,12 @@ def test_terminated_wins_over_truncated():
 def test_unfit_columns_are_refused(changes, error, message):
     with pytest.raises(error, match=message):
         log(**changes)
+
+
+def test_numbers_longer_than_64_bits_are_shortened():
+    found = log(observations=np.arange(6, dtype=np.longdouble), next_observations=np.arange(1, 7, dtype=np.longdouble))
+    assert found.frames.dtype == np.float64
+    assert len(found.fingerprint()) == 64
 
 
 def test_fingerprint_depends_on_content_alone():

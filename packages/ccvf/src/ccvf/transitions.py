@@ -105,7 +105,8 @@ class Transitions:
     def last(self) -> Bool[np.ndarray, " transitions"]:
         """Whether a transition is the last of its episode in this log, for whatever reason."""
         follows = np.append(self.episodes[1:] == self.episodes[:-1], False)
-        return ~follows | self.terminated | self.truncated
+        # Of several steps the flags are those of the last, which may be shared by the transitions before it.
+        return ~follows | ((self.terminated | self.truncated) & (self.steps == 1))
 
     @cached_property
     def linked(self) -> Bool[np.ndarray, " transitions"]:

@@ -17,6 +17,7 @@ __all__ = [
 ]
 
 _CHUNK = 1 << 25  # bytes of observations looked at in one go
+_MOST = 2**53  # up to which floating point holds all whole numbers
 
 
 def chunks(length: int, row_bytes: int) -> Iterator[slice]:
@@ -42,7 +43,7 @@ def as_observations(name: str, given: Any) -> Shaped[np.ndarray, "transitions ..
         given: The column.
 
     Returns:
-        The observations; not copied unless the byte order is foreign.
+        The observations; not copied unless the byte order is foreign or numbers are longer than 64 bits.
 
     Raises:
         TypeError: If the dtype is another.
@@ -59,6 +60,8 @@ def as_observations(name: str, given: Any) -> Shaped[np.ndarray, "transitions ..
     if not found.dtype.isnative:
         found = found.astype(found.dtype.newbyteorder("="))
     if found.dtype.kind == "f":
+        if found.dtype.itemsize > np.dtype(np.float64).itemsize:  # no file and no tensor holds more alike everywhere
+            found = found.astype(np.float64)
         for part in chunks(len(found), found[0].nbytes):
             bad = ~np.isfinite(found[part]).reshape(part.stop - part.start, -1).all(1)
             if bad.any():
@@ -82,16 +85,16 @@ def as_actions(given: Any, length: int, n_actions: SupportsInt | None) -> tuple[
         ValueError: If the length differs or one is out of range.
     """
     found = _column("actions", given, length)
-    if found.dtype.kind not in "iu":
-        if found.dtype.kind != "f" or (found != np.round(found)).any():
-            raise TypeError(f"actions have dtype {found.dtype}; discrete actions are whole numbers from 0")
-        found = found.astype(np.int64)
+    whole = found.dtype.kind in "iu" or (found.dtype.kind == "f" and bool((found == np.round(found)).all()))
+    if not whole or max(found.max(), -found.min().astype(np.float64)) > _MOST:
+        raise TypeError(f"actions have dtype {found.dtype}; discrete actions are whole numbers from 0")
+    found = found.astype(np.int64)
     low, high = int(found.min()), int(found.max())
     count = high + 1 if n_actions is None else int(n_actions)
     if low < 0 or high >= count:
         row = int(((found < 0) | (found >= count)).argmax())
         raise ValueError(f"action {int(found[row])} of transition {row} is not one of 0 to {count - 1}")
-    return found.astype(np.int64), count
+    return found, count
 
 
 def as_rewards(given: Any, length: int) -> Float[np.ndarray, " transitions"]:
