@@ -111,8 +111,10 @@ def test_the_chain_and_the_branching_process_have_known_values() -> None:
 
 
 @pytest.mark.parametrize("slug", ["valid-bounds", "no-fixed-confidence"])
-def test_a_quick_run_gives_figures_and_is_the_same_again(slug: str) -> None:
+def test_a_quick_run_gives_figures_and_is_the_same_again(slug: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
+    monkeypatch.setitem(_gridworld._FIXED, "quick", 3)
+    monkeypatch.setitem(_bounds._SETS, "quick", 15)
     first, second = (BY_SLUG[slug].run("quick", 3, "cpu") for _ in range(2))
     assert dict(first.estimates()) == dict(second.estimates())
     assert first.figures == second.figures

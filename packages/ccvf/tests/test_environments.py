@@ -254,6 +254,7 @@ def test_atari_is_seeded():
         ("atari:SpaceInvaders", {}, "did you mean 'space_invaders'"),
         ("atari:pong", {"sticky": 2}, "sticky=2"),
         ("NoSuchGame-v0", {}, "no environment 'NoSuchGame-v0'"),
+        ("nothing:here", {}, "no environment 'nothing:here'"),
         ("CartPole-v1", {"n": 0}, "at least 1"),
     ],
 )

@@ -206,7 +206,7 @@ def make_vector(name: str, n: SupportsInt = 1, *, seed: SupportsInt = 0, **optio
         return AtariStepper(rest, count, seed=seed, **options)
     try:
         return GymnasiumStepper(name, [lambda: gymnasium.make(name, **options)] * count, seed)
-    except gymnasium.error.UnregisteredEnv as error:
+    except (gymnasium.error.UnregisteredEnv, ModuleNotFoundError) as error:
         raise ValueError(
             f"there is no environment {name!r} ({error}); give 'gridworld:lava', 'minatar:GAME', 'atari:GAME' or an id "
             "of gymnasium"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 GAMMA = 0.95
 ALPHA = 1.0  # of the claim on fixed confidences: a wide range of conservatism
 GENTLE = 0.3  # of the claim on adaptation
-_FIXED = {"quick": 6, "full": 40}
+_FIXED = {"quick": 20, "full": 60}
 _ADAPTIVE = {"quick": 3, "full": 16}
 _EPISODES = 96
 
