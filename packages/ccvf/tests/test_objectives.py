@@ -76,6 +76,14 @@ def test_every_split_is_within_its_budget(delta: float, budget: Any, seed: int) 
         assert torch.allclose((1 - first) * (1 - rest), torch.full_like(first, 1 - delta), rtol=1e-9, atol=1e-12)
 
 
+def test_the_product_leaves_no_less_than_the_sum_and_everything_at_one() -> None:
+    noise, deltas = torch.full((6,), 0.5), torch.tensor([[1e-6, 0.01, 0.5, 1.0]])
+    (own, later), (own_sum, later_sum) = (split_confidences(deltas, noise, b, 1e-12) for b in ("product", "sum"))
+    assert bool((own >= own_sum * (1 - 1e-6)).all())
+    assert bool((later >= later_sum * (1 - 1e-6)).all())
+    assert bool((own[0, -1] == 1).all() and (later[0, -1] == 1).all())
+
+
 def test_what_is_left_of_a_budget_stays_where_networks_are_trained() -> None:
     _, rest = split_confidences(torch.tensor([[1e-4]]), torch.full((4,), 0.5), "sum", 1e-4)
     assert rest.min() == pytest.approx(1e-4)

@@ -122,8 +122,8 @@ def split_confidences(
     r"""Candidate splits of a confidence into what this step spends and what is left for the rest.
 
     The share w of this step is stratified in its logit between 0.1 % and 95 %. "sum": $\delta_1 = w\delta$,
-    $\delta_2 = \delta - \delta_1$; "product": $1 - \delta_2 = (1 - \delta)/(1 - \delta_1)$; "box": no choice, both are
-    delta, since both terms grow with their confidence.
+    $\delta_2 = \delta - \delta_1$; "product": $1 - \delta_1 = (1 - \delta)^w$, $1 - \delta_2 = (1 - \delta)^{1-w}$,
+    both 1 at $\delta = 1$; "box": no choice, both are delta, since both terms grow with their confidence.
 
     Args:
         deltas: The confidences.
@@ -138,8 +138,9 @@ def split_confidences(
         return deltas[..., None], deltas[..., None]
     strata = (torch.arange(len(noise), device=noise.device) + noise) / len(noise)
     share = torch.sigmoid(_LOGIT_LOW + (_LOGIT_HIGH - _LOGIT_LOW) * strata)
-    first = deltas[..., None] * share
-    rest = deltas[..., None] - first
-    if budget == "product":
-        rest = rest / (1 - first)
-    return first, rest.clamp(min=smallest)
+    whole = deltas[..., None]
+    if budget == "sum":
+        first = whole * share
+        return first, (whole - first).clamp(min=smallest)
+    log_left = torch.log1p(-whole)  # -infinity at delta = 1, of which any share leaves everything
+    return -torch.expm1(share * log_left), (-torch.expm1((1 - share) * log_left)).clamp(min=smallest)

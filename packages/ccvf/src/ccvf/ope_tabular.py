@@ -29,7 +29,7 @@ def empirical_values(
         policy: Probabilities of actions.
         gamma: Discount of a step, in [0, 1).
         unseen: Value of a pair that the log does not hold; None: what it is at least worth if the smallest reward seen
-            were received for ever.
+            were received for ever, or the episode ended there.
 
     Returns:
         V(s).
