@@ -1,7 +1,7 @@
 """Dense layers and convolutions whose weights are drawn from a generator that is handed in, never a global one."""
 
 import math
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,7 @@ def linear(inputs: int, outputs: int, generator: torch.Generator, *, bias: bool 
     Returns:
         The layer.
     """
-    layer: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, outputs, bias=bias)
+    layer = cast("nn.Linear", nn.utils.skip_init(nn.Linear, inputs, outputs, bias=bias))
     return _filled(layer, inputs, generator)
 
 
@@ -61,5 +61,5 @@ def convolution(inputs: int, outputs: int, size: int, stride: int, generator: to
     Returns:
         The layer.
     """
-    layer: nn.Conv2d = nn.utils.skip_init(nn.Conv2d, inputs, outputs, size, stride=stride)
+    layer = cast("nn.Conv2d", nn.utils.skip_init(nn.Conv2d, inputs, outputs, size, stride=stride))
     return _filled(layer, inputs * size * size, generator)

@@ -214,7 +214,7 @@ def _actions(problem: Problem, q: np.ndarray) -> Int[np.ndarray, " states"]:
 
 
 def _scaled(matrix: sparse.csr_array, rows: np.ndarray, factors: np.ndarray) -> sparse.csr_array:
-    chosen = matrix[rows]
+    chosen = sparse.csr_array(matrix[rows])
     chosen.data *= np.repeat(factors, np.diff(chosen.indptr))
     return chosen
 

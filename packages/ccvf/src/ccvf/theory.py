@@ -14,7 +14,7 @@ $\delta \le e^{-1/2}$, the second in $y_t = -\log(1 - \delta_t)$, so that a Lagr
 
 import math
 from collections.abc import Callable, Sequence
-from typing import SupportsFloat
+from typing import SupportsFloat, cast
 
 import numpy as np
 from jaxtyping import Bool, Float, Num
@@ -93,7 +93,7 @@ def chain_split(weights: Float[np.ndarray, " steps"], delta: SupportsFloat, budg
         return float(found.sum() - whole if budget == "sum" else np.log1p(-whole) - np.log1p(-found).sum())
 
     cheap, dear = math.log(slope(whole) * weights.min()), math.log(slope(whole * 1e-9) * weights.max())
-    return confidences(float(brentq(used, cheap, dear, xtol=1e-14)))
+    return confidences(float(cast("float", brentq(used, cheap, dear, xtol=1e-14))))
 
 
 def _inverse(falling: Callable[[float], float], target: float, largest: float) -> float:
@@ -102,7 +102,7 @@ def _inverse(falling: Callable[[float], float], target: float, largest: float) -
         return largest
     low = math.log(largest) - 60
     return math.exp(
-        float(brentq(lambda z: math.log(falling(math.exp(z)) / target), low, math.log(largest), xtol=1e-14))
+        cast("float", brentq(lambda z: math.log(falling(math.exp(z)) / target), low, math.log(largest), xtol=1e-14))
     )
 
 
