@@ -26,7 +26,7 @@ from ccvf.penalties import Bonus
 from ccvf.saving import load_learner, save_learner
 from ccvf.training import DivergenceError, check_fit, train
 from ccvf.transitions import Transitions
-from ccvf.value_learner import ValueLearner
+from ccvf.value_learner import Drawn, ValueLearner
 
 SMALL: dict[str, Any] = {"hidden": (16,), "target_period": 5, "learning_rate": 1e-2}
 
@@ -285,8 +285,30 @@ def test_a_truncated_transition_is_bootstrapped_and_a_terminated_one_is_not() ->
     assert batch_of(several).discounts(0.9).tolist() == pytest.approx([0.0, 0.9**3] * 3)
 
 
-def test_the_regulariser_leaves_values_without_conservatism_to_q_learning() -> None:
-    # Two actions logged alike that end the episode with 1 and 0: however strong it is, Q(1) = (1, 0).
+@pytest.mark.parametrize("head", ["monotone", "cosine"])
+def test_the_regulariser_moves_neither_the_trunk_nor_values_without_conservatism(head: Any) -> None:
+    batch = batch_of(one_hot_log())
+    moved = {}
+    for alpha in (0.0, 5.0):
+        learner = DeepCCVL((3,), 2, CCVLConfig(**SMALL, alpha=alpha, head=head))
+        draws = learner.draw(batch)
+        loss, _ = learner.objective(
+            Drawn(
+                batch.observations, batch.actions, batch.rewards, batch.discounts(0.9), batch.next_observations, draws
+            )
+        )
+        loss.backward()
+        moved[alpha] = dict(learner.online.named_parameters())
+    for name, parameter in moved[5.0].items():
+        if "body" in name:
+            torch.testing.assert_close(parameter.grad, moved[0.0][name].grad, msg=name)
+    if head == "monotone":  # whose first outputs are the values at delta = 1
+        bias = [moved[alpha]["q.head.dense.bias"].grad[:2] for alpha in (0.0, 5.0)]
+        torch.testing.assert_close(*bias)
+
+
+def test_values_without_conservatism_are_those_of_q_learning_however_strong_the_regulariser() -> None:
+    # Two actions logged alike that end the episode with 1 and 0: Q(1) = (1, 0).
     actions = np.arange(64) % 2
     nowhere = np.zeros(64, dtype=np.int64)
     log = Transitions.from_arrays(nowhere, actions, 1.0 - actions, nowhere, np.ones(64, bool), n_actions=2)

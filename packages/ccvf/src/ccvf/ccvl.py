@@ -129,8 +129,7 @@ class DeepCCVL(ValueLearner[CCVLConfig]):
         loss, metrics = td, {"td": td.detach(), "q_sure": predicted[:, -1].mean().detach(),
                              "q_free": predicted[:, 0].mean().detach()}  # fmt: skip
         if config.method == "cql":
-            charged = _apart(network, features.detach(), deltas)[:, 1:] if apart else q
-            gap = conservative_gap(charged, step.actions)
+            gap = conservative_gap(q[:, 1:] if apart else q, step.actions)
             loss = loss + config.alpha * (u * gap).mean()
             metrics["gap"] = gap.mean().detach()
         if config.hinge:
@@ -214,10 +213,11 @@ class DeepCCVL(ValueLearner[CCVLConfig]):
 
 
 def _apart(network: ConfidenceNetwork, features: Tensor, deltas: Tensor) -> Float[Tensor, "batch confidences actions"]:
-    """Values at delta = 1, which comes first, and at the rest, whose gradient moves only what is taken off the former.
+    """Values at delta = 1, which comes first, and at the rest, whose gradient moves only what the head takes off those.
 
     Else errors at small confidences, which the regulariser keeps up, would lift the values at delta = 1 until they
     cancel on average, and bootstrapping would multiply that.
     """
-    q, free = network.decode_with_free(features, deltas[:, 1:])
-    return torch.cat([free, q - (free - free.detach())], 1)
+    free = network.decode(features, deltas[:, :1])
+    q, same = network.decode_with_free(features.detach(), deltas[:, 1:])
+    return torch.cat([free, q - (same - same.detach())], 1)

@@ -161,8 +161,9 @@ class CCVLConfig(LearnerConfig):
             "sum" or "product" (see `ccvf.TabularCCVL`).
         lift: With method "cql": whether the regulariser may lift values above those without conservatism. CQL's own
             does lift logged actions; the order in delta would carry that over to all confidences. If False, values at
-            delta = 1 are learnt by Q-learning alone: regulariser and errors at smaller confidences move only what
-            these take off (and, by the errors, the trunk).
+            delta = 1, and the trunk, are learnt by Q-learning alone: regulariser and errors at smaller confidences
+            move only what the head takes off for these (of the cosine head, which does not keep the two apart: the
+            difference).
         penalise: With a bonus: "values" takes the penalty off the values of all actions wherever they are used, so
             that actions outside the log are penalised in the backup and when acting; "rewards" off the rewards of
             logged transitions only, as the backup is printed.
