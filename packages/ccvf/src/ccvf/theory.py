@@ -224,7 +224,7 @@ def _left(delta: float, second: float, budget: str) -> float | None:
         return delta - second if second < delta else None
     if delta == 1:
         return 1.0
-    return 1 - (1 - delta) / (1 - second) if second < delta else None
+    return (delta - second) / (1 - second) if second < delta else None  # no cancellation at small confidences
 
 
 def naive_backup(
