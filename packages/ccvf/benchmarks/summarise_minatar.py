@@ -110,8 +110,9 @@ def main(argv: Sequence[str]) -> int:
     found = read_json(source, "repertory.ccvf.minatar/1")
     about, runs = found["environment"], [run["setting"] for run in found["runs"].values()]
     games, seeds = (sorted({run[name] for run in runs}) for name in ("game", "seed"))
+    several = "s" if len(seeds) > 1 else ""
     notes = (
-        f"{', '.join(games)}; {len(seeds)} seeds; logs of {runs[0]['frames']:,} frames; {runs[0]['updates']:,} "
+        f"{', '.join(games)}; {len(seeds)} seed{several}; logs of {runs[0]['frames']:,} frames; {runs[0]['updates']:,} "
         f"updates; {runs[0]['episodes']} episodes a policy in 16 games side by side. 0 is a random policy, 1 the mean "
         f"return at the end of the log; intervals: stratified bootstrap. {'; '.join(verdicts(found))}"
     )

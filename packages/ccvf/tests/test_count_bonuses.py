@@ -59,7 +59,7 @@ def test_exact_counts_are_exact(dtype):
 
 def test_what_was_never_logged_has_the_bonus_of_the_unseen():
     bonus = ExactCounts().fit(log_of(np.zeros((2, 3), np.uint8), np.array([0, 0])), generator())
-    assert bonus(torch.ones(1, 3, dtype=torch.uint8)).tolist() == [[1.0, 1.0, 1.0]]
+    assert bonus(torch.ones(1, 3, dtype=torch.uint8)).tolist() == [[10.0, 10.0, 10.0]]
     assert bonus.counts(torch.zeros(1, 3, dtype=torch.uint8)).tolist() == [[2, 0, 0]]
 
 

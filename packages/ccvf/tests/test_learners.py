@@ -290,7 +290,7 @@ def test_the_regulariser_moves_neither_the_trunk_nor_values_without_conservatism
     batch = batch_of(one_hot_log())
     moved = {}
     for alpha in (0.0, 5.0):
-        learner = DeepCCVL((3,), 2, CCVLConfig(**SMALL, alpha=alpha, head=head))
+        learner = DeepCCVL((3,), 2, CCVLConfig(**SMALL, alpha=alpha, head=head, lift=False))
         draws = learner.draw(batch)
         loss, _ = learner.objective(
             Drawn(
@@ -313,7 +313,14 @@ def test_values_without_conservatism_are_those_of_q_learning_however_strong_the_
     nowhere = np.zeros(64, dtype=np.int64)
     log = Transitions.from_arrays(nowhere, actions, 1.0 - actions, nowhere, np.ones(64, bool), n_actions=2)
     config = CCVLConfig(
-        alpha=1.0, body="tabular", n_states=1, learning_rate=3e-2, target_period=10, huber=None, clip_gradient=None
+        alpha=1.0,
+        body="tabular",
+        n_states=1,
+        learning_rate=3e-2,
+        target_period=10,
+        huber=None,
+        clip_gradient=None,
+        lift=False,
     )
     learner = DeepCCVL((), 2, config)
     for _ in range(500):

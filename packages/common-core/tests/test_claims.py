@@ -296,6 +296,9 @@ def test_comparison_tells_what_moved(finished, tmp_path):
 def test_the_command_gives_the_right_exit_status(toy, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("common_core.claims._verbs.discover", lambda: discover(toy))
     assert main(["run", "toy.good", "--out", "good"]) == 0
+    # a claim without the scale is left out of a pattern, and could not run if named
+    assert main(["run", "toy.g*", "toy.larg*", "--out", "some"]) == 0
+    assert main(["run", "toy.good", "toy.large", "--out", "named"]) == 1
     assert main(["run", "toy.short", "toy.good", "--out", "short"]) == 1
     assert main(["run", "toy.boom", "--out", "boom"]) == 1
     capsys.readouterr()

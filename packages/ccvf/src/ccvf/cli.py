@@ -106,7 +106,7 @@ def train(
     penalty: Annotated[str | None, option("NAME", "cql")] = None,
     budget: Annotated[Literal["box", "sum", "product"] | None, option("{box,sum,product}", "box")] = None,
     relative: bool = False,
-    lift: bool = False,
+    hold: bool = False,
     head: Annotated[Literal["monotone", "cosine"] | None, option("{monotone,cosine}", "monotone")] = None,
     confidences: Annotated[int | None, option("INT", "8; tabular 60, or 800 for sum and product")] = None,
     smallest: Annotated[float | None, option("DELTA", "0.0001; tabular 1e-6, or 1e-8 for sum and product")] = None,
@@ -146,7 +146,7 @@ def train(
         penalty: ccvl: cql (a regulariser), or a bonus: exact, hash, rnd, elliptical, ensemble, behaviour.
         budget: How a confidence is spent on this step and the rest.
         relative: With a bonus: charge an action only for being less familiar than the most familiar one.
-        lift: With cql: let the regulariser lift logged actions too, as CQL does.
+        hold: With cql: keep values at delta = 1 those of Q-learning, whatever the regulariser.
         head: Monotone in the confidence by construction, or the usual embedding.
         confidences: ccvl: confidences for each sample; tabular: size of the grid.
         smallest: The most conservative confidence.
@@ -181,7 +181,7 @@ def train(
         data = read_log(log)
     known = n_states_of(data, states)
     given = {
-        "alpha": alpha, "penalty": penalty, "budget": budget, "relative": relative, "lift": lift, "head": head,
+        "alpha": alpha, "penalty": penalty, "budget": budget, "relative": relative, "hold": hold, "head": head,
         "confidences": confidences, "smallest": smallest, "union": union, "reward_range": reward_range, "heads": heads,
         "expectile": expectile, "temperature": temperature, "updates": updates, "batch": batch, "lr": lr,
         "n_step": n_step, "target_period": target_period, "clip_rewards": clip_rewards, "body": body, "hidden": hidden,

@@ -19,7 +19,7 @@ _FIELDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "lr": ("learning_rate", _DEEP), "body": ("body", _DEEP), "hidden": ("hidden", _DEEP),
     "target_period": ("target_period", _DEEP), "clip_rewards": ("clip_rewards", _DEEP), "amp": ("amp", _DEEP),
     "compile": ("compile", _DEEP), "budget": ("budget", ("ccvl", "tabular")), "relative": ("relative", ("ccvl",)),
-    "lift": ("lift", ("ccvl",)), "head": ("head", ("ccvl",)), "smallest": ("smallest", ("ccvl", "tabular")),
+    "hold": ("lift", ("ccvl",)), "head": ("head", ("ccvl",)), "smallest": ("smallest", ("ccvl", "tabular")),
     "confidences": ("confidences", ("ccvl", "tabular")), "heads": ("heads", ("rem",)),
     "expectile": ("expectile", ("iql",)), "temperature": ("temperature", ("iql",)),
     "union": ("union", ("tabular",)), "reward_range": ("reward_range", ("tabular",)),
@@ -132,6 +132,8 @@ def settings_of(method: str, gamma: float, seed: int, given: Mapping[str, Any], 
     training = {name: asked.pop(name, usual) for name, usual in _TRAINING.items()}
     penalty = asked.pop("penalty", "cql" if method == "ccvl" else "")
     options = {_FIELDS[name][0]: value for name, value in asked.items()}
+    if "lift" in options:
+        options["lift"] = False  # asked for by its opposite, --hold
     if "alpha" in options:
         options["alpha"] = _alpha(options["alpha"], method)
     if method == "tabular":

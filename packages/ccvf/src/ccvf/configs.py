@@ -184,7 +184,7 @@ class CCVLConfig(LearnerConfig):
     method: Literal["cql", "bonus"] = "cql"
     alpha: float = 1.0
     budget: Literal["box", "sum", "product"] = "box"
-    lift: bool = False
+    lift: bool = True
     penalise: Literal["values", "rewards"] = "values"
     relative: bool = False
     confidences: int = 8

@@ -60,7 +60,7 @@ class ExactCounts(Bonus):
     r"""$1/\sqrt{n(s,a)}$ with exact counts of the log; right where states recur: gridworlds, small tables.
 
     Args:
-        unseen: The bonus where n = 0: 1, as for n = 1, or more, so that unseen actions rank below all seen.
+        unseen: The bonus where n = 0: above 1, which a pair seen once has, unseen actions rank below seen ones.
         device: Where it is asked.
 
     Raises:
@@ -76,7 +76,7 @@ class ExactCounts(Bonus):
 
     kind: ClassVar[str] = "exact"
 
-    def __init__(self, *, unseen: SupportsFloat = 1.0, device: str | torch.device = "cpu") -> None:
+    def __init__(self, *, unseen: SupportsFloat = 10.0, device: str | torch.device = "cpu") -> None:
         self.unseen, self.device = check_unseen(unseen), torch.device(device)
         self._fitted: tuple[Tensor, CountTable] | None = None
 

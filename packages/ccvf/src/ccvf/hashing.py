@@ -56,7 +56,7 @@ class HashCounts(Bonus):
 
     kind: ClassVar[str] = "hash"
 
-    def __init__(self, *, bits: int = 16, unseen: SupportsFloat = 1.0, device: str | torch.device = "cpu") -> None:
+    def __init__(self, *, bits: int = 16, unseen: SupportsFloat = 10.0, device: str | torch.device = "cpu") -> None:
         if not 1 <= bits <= _MOST_BITS:
             raise ValueError(f"bits={bits}: a code has 1 to {_MOST_BITS} bits")
         self.bits, self.unseen, self.device = bits, check_unseen(unseen), torch.device(device)

@@ -12,7 +12,7 @@ from rich.text import Text
 from common_core._command import FELL_SHORT, INTERRUPTED, OK, Answer, option
 from common_core.claims._claim import ClaimError
 from common_core.claims._compare import Comparison, compare
-from common_core.claims._discovery import discover, select
+from common_core.claims._discovery import Found, discover, select
 from common_core.claims._report import write_report
 from common_core.claims._results import Results, result_of
 from common_core.claims._runner import Settings, run_claims
@@ -111,7 +111,7 @@ def run_verb(
             raise ClaimError(f"--out {folder} is a file; give a folder")
         if (folder / "run.json").exists():
             raise ClaimError(f"{folder} holds a run already: go on with it by --resume {folder}, or give another --out")
-    chosen = select(discover(), settings.selectors)
+    chosen = _at_scale(select(discover(), settings.selectors), settings)
 
     def verdict(result: TaskResult) -> tuple[str, str]:
         word = result_of(chosen[result.key].claim, result).verdict
@@ -126,6 +126,15 @@ def run_verb(
         progress().print(Text(f"interrupted; go on with: repertory run --resume {folder}"), soft_wrap=True)
     status = INTERRUPTED if results.interrupted else OK if results.ok else FELL_SHORT
     return Answer({"folder": str(folder), **results.to_json()}, _summary(results, report), status)
+
+
+def _at_scale(chosen: dict[str, Found], settings: Settings) -> dict[str, Found]:
+    """The claims that the run's scale is offered for, and those named one by one; all if there is none."""
+    fit = {key: i for key, i in chosen.items() if settings.scale in i.claim.scales or key in settings.selectors}
+    if fit and len(fit) < len(chosen):
+        left = ", ".join(key for key in chosen if key not in fit)
+        progress().print(Text(f"not at the {settings.scale} scale, so left out: {left}"), soft_wrap=True)
+    return fit or chosen
 
 
 def _new_folder() -> Path:
