@@ -22,8 +22,12 @@ def need_pictures(*files: Path | None) -> None:
         files: Files that will be written; None for those that were not asked for.
 
     Raises:
+        ValueError: If a name does not end in .svg.
         ImportError: If matplotlib is not installed.
     """
+    for file in files:
+        if file is not None and file.suffix.lower() != ".svg":
+            raise ValueError(f"{file}: pictures are written as SVG; give a name that ends in .svg")
     if any(file is not None for file in files):
         import ccvf.plots as _  # noqa: F401 (for its ImportError)
 

@@ -206,6 +206,8 @@ def make_vector(name: str, n: SupportsInt = 1, *, seed: SupportsInt = 0, **optio
         return AtariStepper(rest, count, seed=seed, **options)
     try:
         return GymnasiumStepper(name, [lambda: gymnasium.make(name, **options)] * count, seed)
+    except gymnasium.error.DependencyNotInstalled as error:
+        raise ImportError(f"{name} needs more than gymnasium: {error}") from None
     except (gymnasium.error.UnregisteredEnv, ModuleNotFoundError) as error:
         raise ValueError(
             f"there is no environment {name!r} ({error}); give 'gridworld:lava', 'minatar:GAME', 'atari:GAME' or an id "

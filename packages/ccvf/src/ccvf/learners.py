@@ -62,7 +62,15 @@ class Learner(ABC):
     def q_values(
         self, observations: np.ndarray, deltas: Float[np.ndarray, " confidences"]
     ) -> Float[np.ndarray, "batch confidences actions"]:
-        """Values of a batch of observations as arrays (see `ccvf.values.ConfidenceValues`)."""
+        """Values of a batch of observations as arrays (see `ccvf.values.ConfidenceValues`).
+
+        Raises:
+            ValueError: If the observations have another shape than the learner's.
+        """
+        if np.shape(observations)[1:] != tuple(self.observation_shape) or np.ndim(observations) == 0:
+            wanted = ("batch", *self.observation_shape)
+            raise ValueError(f"observations have shape {np.shape(observations)}; this learner takes {wanted}, a batch "
+                             "first")  # fmt: skip
         return self.values(
             torch.as_tensor(np.ascontiguousarray(observations), device=self.device),
             torch.as_tensor(np.asarray(deltas, dtype=np.float32), device=self.device),

@@ -113,8 +113,9 @@ def belief_figure(history: BeliefHistory) -> Figure:
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8)
     bar.set_label("belief", fontsize=9)
-    legend = axes.legend(fontsize=8, loc="upper right", labelcolor="#f7f7f7")  # on the map, whose colours stay
-    legend.set_frame_on(False)
+    # on the map, whose colours stay
+    legend = axes.legend(fontsize=8, loc="upper right", labelcolor="#f7f7f7", frameon=True)
+    legend.get_frame().set(facecolor="#202030", edgecolor="none", alpha=0.75)  # the map may be as bright as the text
     return figure
 
 

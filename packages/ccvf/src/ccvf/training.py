@@ -123,6 +123,8 @@ def train(
     for name, value in (("updates", total), ("record_every", record), ("checkpoint_every", save)):
         if value < 1:
             raise ValueError(f"{name} is {value}; give 1 or more")
+    if resume and checkpoint is None:
+        raise ValueError("resume=True needs checkpoint=, the file to go on from")
     check_fit(learner, data)
     draws = generator if generator is not None else torch.Generator().manual_seed(0)
     sampler = Sampler(data, int(batch_size), draws, device=learner.device)
