@@ -18,7 +18,7 @@ GAMMA = 0.95
 ALPHA = 1.0  # of the claim on fixed confidences: a wide range of conservatism
 GENTLE = 0.3  # of the claim on adaptation
 _FIXED = {"quick": 20, "full": 60}
-_ADAPTIVE = {"quick": 3, "full": 16}
+_ADAPTIVE = {"quick": 6, "full": 16}
 _EPISODES = 96
 
 
