@@ -249,3 +249,16 @@ def test_wrong_use_is_refused():
     bad = AdaptivePolicy(Table(np.full((6, 3, 2), np.nan)), gamma=0.9, deltas=DELTAS)
     with pytest.raises(ValueError, match="NaN"):
         bad.act(np.zeros(2, int))
+
+
+def test_values_of_another_shape_and_observations_without_a_batch_are_refused():
+    class Flat:
+        n_actions = 2
+
+        def q_values(self, observations, deltas):
+            return np.zeros((len(observations), 2))
+
+    with pytest.raises(ValueError, match="batch, confidences, actions"):
+        AdaptivePolicy(Flat(), gamma=0.9).act(np.zeros(3))
+    with pytest.raises(ValueError, match="length one"):
+        AdaptivePolicy(Flat(), gamma=0.9).act(np.array(0.0))

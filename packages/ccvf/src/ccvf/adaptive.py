@@ -158,7 +158,10 @@ class AdaptivePolicy(Policy):
     def act(self, observations: np.ndarray) -> Int[np.ndarray, " envs"]:
         """The best action at the confidence that the belief gives; the first of equals."""
         observations = np.asarray(observations)
+        if observations.ndim == 0:
+            raise ValueError("act takes a batch of observations: for one environment an array of length one")
         if self._envs != len(observations):
+            self._evaluate(observations[:1])  # refused before anything is changed, if it cannot be valued
             self._begin(len(observations))
         self._q = q = self._values_of(observations)
         self._chosen = chosen = self._choose(q)
@@ -278,6 +281,11 @@ class AdaptivePolicy(Policy):
 
     def _evaluate(self, observations: np.ndarray) -> np.ndarray:
         q = np.asarray(self.values.q_values(observations, self.deltas))
+        wanted = (len(observations), len(self.deltas), self.values.n_actions)
+        if q.shape != wanted:
+            raise ValueError(
+                f"q_values gave values of shape {q.shape}; {wanted}, (batch, confidences, actions), is wanted"
+            )
         if not np.isfinite(q).all():
             raise ValueError("values hold NaN or infinite numbers: was the training stable?")
         return q

@@ -113,9 +113,7 @@ def belief_figure(history: BeliefHistory) -> Figure:
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8)
     bar.set_label("belief", fontsize=9)
-    # on the map, whose colours stay
-    legend = axes.legend(fontsize=8, loc="upper right", labelcolor="#f7f7f7", frameon=True)
-    legend.get_frame().set(facecolor="#202030", edgecolor="none", alpha=0.75)  # the map may be as bright as the text
+    figure.legend(fontsize=8, frameon=False, loc="outside upper center")  # the map may be as bright as any text
     return figure
 
 
