@@ -12,6 +12,7 @@ from ccvf.bodies import make_body
 from ccvf.confidence import conservatism
 from ccvf.configs import CCVLConfig
 from ccvf.heads import CosineHead, MonotoneHead, monotonicity_hinge
+from ccvf.learners import under
 from ccvf.networks import ConfidenceNetwork
 from ccvf.objectives import (
     best_next,
@@ -208,8 +209,7 @@ class DeepCCVL(ValueLearner[CCVLConfig]):
         """Take over a `state` (see `Learner.restore`)."""
         super().restore(tensors, extra)
         if self.bonus is not None:
-            own = {name.removeprefix("bonus."): value for name, value in tensors.items() if name.startswith("bonus.")}
-            self.bonus.restore(own, extra["bonus"])
+            self.bonus.restore(under(tensors, "bonus."), extra["bonus"])
 
 
 def _apart(network: ConfidenceNetwork, features: Tensor, deltas: Tensor) -> Float[Tensor, "batch confidences actions"]:

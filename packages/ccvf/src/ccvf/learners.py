@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ccvf.batches import Batch
 
-__all__ = ["Learner"]
+__all__ = ["Learner", "under"]
 
 
 class Learner(ABC):
@@ -95,3 +95,16 @@ class Learner(ABC):
         Raises:
             ValueError: If the state is of another kind of learner or of another configuration; it says which.
         """
+
+
+def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The part of a state whose names start alike.
+
+    Args:
+        tensors: Tensors by name.
+        prefix: How the names start.
+
+    Returns:
+        Those tensors, by the rest of their names.
+    """
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -22,7 +22,7 @@ from ccvf.batches import Batch
 from ccvf.bodies import BodyKind, make_body
 from ccvf.confidence import check_deltas
 from ccvf.layers import linear
-from ccvf.learners import Learner
+from ccvf.learners import Learner, under
 from ccvf.ope_estimates import ReturnEstimates, episode_starts, mean_over_starts
 from ccvf.transitions import Transitions
 from ccvf.values import ConfidenceValues
@@ -159,9 +159,9 @@ class FittedQEvaluation(Learner):
             raise ValueError(f"the state is of {extra.get('learner')!r} at {extra.get('deltas')}; this evaluates "
                              f"{self.deltas.tolist()}: make it as it was")  # fmt: skip
         for name, module in (("network", self.network), ("target", self.target)):
-            module.load_state_dict(_under(tensors, f"{name}."))
+            module.load_state_dict(under(tensors, f"{name}."))
         moments: dict[int, dict[str, Tensor]] = {}
-        for key, value in _under(tensors, "optimizer.").items():
+        for key, value in under(tensors, "optimizer.").items():
             place, _, name = key.partition(".")
             moments.setdefault(int(place), {})[name] = value.clone()  # the optimiser keeps what it is given
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
@@ -207,7 +207,3 @@ def estimate_returns(
         raise ValueError("no transition is a start: give at least one")
     found = evaluation.returns(data.observations(rows))
     return mean_over_starts(evaluation.deltas, found, method="fitted Q evaluation", seed=seed, confidence=confidence)
-
-
-def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -9,6 +9,7 @@ from ccvf.baselines import DQN, REM, BehaviourCloning, DiscreteCQL, DiscreteIQL
 from ccvf.ccvl import DeepCCVL
 from ccvf.configs import BCConfig, CCVLConfig, CQLConfig, DQNConfig, IQLConfig, REMConfig
 from ccvf.io import FormatError, load_checkpoint, save_checkpoint
+from ccvf.learners import under
 from ccvf.value_learner import ValueLearner
 
 __all__ = ["KINDS", "load_learner", "save_learner"]
@@ -59,13 +60,13 @@ def load_learner(
     if not isinstance(extra, dict) or str(extra.get("kind")) not in KINDS:
         raise FormatError(f"{path} holds no learner of a known kind ({', '.join(KINDS)})")
     kind, settings = KINDS[extra["kind"]]
-    own = {name.removeprefix("learner."): value for name, value in tensors.items() if name.startswith("learner.")}
+    own = under(tensors, "learner.")
     options: dict[str, Any] = {}
     try:
         if "bonus" in extra:
             from ccvf.bonuses import restore_bonus
 
-            held = {name.removeprefix("bonus."): value for name, value in own.items() if name.startswith("bonus.")}
+            held = under(own, "bonus.")
             options["bonus"] = restore_bonus(held, extra["bonus"], device=device or "cpu")
         config = settings(**extra["config"])
         learner = kind(tuple(extra["observation_shape"]), extra["n_actions"], config, device=device, **options)

@@ -12,7 +12,7 @@ import torch
 
 from ccvf.interrupts import held_interrupt
 from ccvf.io import load_checkpoint, save_checkpoint
-from ccvf.learners import Learner
+from ccvf.learners import Learner, under
 from ccvf.progress import bar
 from ccvf.sampling import Sampler
 from ccvf.transitions import Transitions
@@ -201,12 +201,8 @@ class _Run:
             if about.get(name) != value:
                 raise ValueError(f"{path} was made with {name} {about.get(name)!r}, now it is {value!r}: go on with "
                                  "the same, or start afresh with resume=False")  # fmt: skip
-        self.learner.restore(_under(tensors, "learner."), about["learner"])
-        self.sampler.restore(_under(tensors, "sampler."), about["sampler"])
+        self.learner.restore(under(tensors, "learner."), about["learner"])
+        self.sampler.restore(under(tensors, "sampler."), about["sampler"])
         past = about["history"]
         self.history = History(tuple(past["updates"]), tuple(past["metrics"]), float(past["seconds"]))
         self.saved = self.learner.updates
-
-
-def _under(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -1,6 +1,5 @@
 """The part of a learner that all methods share: networks and their targets, optimiser, precision, exact state."""
 
-import copy
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -14,7 +13,8 @@ from torch import Tensor, nn
 from ccvf.batches import Batch
 from ccvf.confidence import check_deltas
 from ccvf.configs import LearnerConfig
-from ccvf.learners import Learner
+from ccvf.learners import Learner, under
+from ccvf.networks import soft_update, target_copy
 
 __all__ = ["C", "Drawn", "ValueLearner"]
 
@@ -77,8 +77,7 @@ class ValueLearner(Learner, Generic[C]):
         seed = int(torch.randint(2**62, (), generator=given))
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self.online = nn.ModuleDict(self.build(given)).to(self.device)
-        self.target = copy.deepcopy(self.online).requires_grad_(False)
-        self._copies = list(zip(self.target.parameters(), self.online.parameters(), strict=True))
+        self.target = target_copy(self.online)
         self.optimiser = torch.optim.Adam(
             self.online.parameters(), lr=config.learning_rate, eps=config.adam_epsilon, fused=True
         )
@@ -142,14 +141,8 @@ class ValueLearner(Learner, Generic[C]):
         self.optimiser.step()
         self.updates += 1
         if self.updates % self.config.target_period == 0:
-            self._follow()
+            soft_update(self.target, self.online, self.config.tau)
         return {"loss": loss.detach(), **metrics}
-
-    @torch.no_grad()
-    def _follow(self) -> None:
-        """Let the target network follow the online one."""
-        for target, online in self._copies:
-            target.lerp_(online, self.config.tau)  # exact at tau = 1
 
     @torch.no_grad()
     def values(
@@ -226,10 +219,10 @@ class ValueLearner(Learner, Generic[C]):
                   if name not in _FREE and saved.get(name) != own.get(name)]  # fmt: skip
         if differ:
             raise ValueError(f"the saved learner has {', '.join(differ)}; make this one alike, or start afresh")
-        self.online.load_state_dict(_under(tensors, "online."))
-        self.target.load_state_dict(_under(tensors, "target."))
+        self.online.load_state_dict(under(tensors, "online."))
+        self.target.load_state_dict(under(tensors, "target."))
         moments: dict[int, dict[str, Tensor]] = {}
-        for name, value in _under(tensors, "optimiser.").items():
+        for name, value in under(tensors, "optimiser.").items():
             number, entry = name.split(".", 1)
             moments.setdefault(int(number), {})[entry] = value.clone()  # the optimiser keeps what it is given
         self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": moments})
@@ -245,7 +238,3 @@ _FREE = ("compile",)
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in config.items()}
-
-
-def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
